@@ -1,0 +1,35 @@
+"""Dayjob: an AI agent is a long-running job in which a model decides the next step."""
+
+from dayjob.app import Dayjob, Handle
+from dayjob.errors import (
+    DayjobError,
+    InputError,
+    RunCancelled,
+    RunExpired,
+    RunFailed,
+    RunIncomplete,
+    StepError,
+)
+from dayjob.jobs import job
+from dayjob.retry import Again, Retry
+from dayjob.run import Run
+from dayjob.runs import Status
+from dayjob.tools import tool
+
+__all__ = [
+    "Again",
+    "Dayjob",
+    "DayjobError",
+    "Handle",
+    "InputError",
+    "Retry",
+    "Run",
+    "RunCancelled",
+    "RunExpired",
+    "RunFailed",
+    "RunIncomplete",
+    "Status",
+    "StepError",
+    "job",
+    "tool",
+]

@@ -1,0 +1,571 @@
+"""`Dayjob`: everything that is done to runs from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import orjson
+
+from dayjob.errors import (
+    InputError,
+    RunCancelled,
+    RunEnded,
+    RunExpired,
+    RunFailed,
+    RunIncomplete,
+    UnknownAction,
+    UnknownJob,
+    UnknownRun,
+    WrongStatus,
+)
+from dayjob.events import Events, Subscriber
+from dayjob.jobs import Job, Request
+from dayjob.models import Message, Model
+from dayjob.prompts import request_json, split_hashes
+from dayjob.run import new_run
+from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, new_id
+from dayjob.stores import InboxItem, Supersede, open_store
+from dayjob.values import Redactor, decode, encode
+from dayjob.worker import Worker
+
+POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.25)
+PROJECT = "default"
+_ENDED = {
+    Status.FAILED: RunFailed,
+    Status.CANCELLED: RunCancelled,
+    Status.EXPIRED: RunExpired,
+    Status.INCOMPLETE: RunIncomplete,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """One event of a run's stream.
+
+    Durable ones carry an `id` (a number as text, growing): ask for `events(after=id)` to go on after
+    it. Transient ones (text deltas, starts, progress) carry none.
+    """
+
+    name: str
+    data: dict[str, Any]
+    id: str | None = None
+
+
+class Dayjob:
+    """Runs jobs durably.
+
+    `store` is a URL; `model` a string such as "openai:gpt-5-mini" or "local:", or a model object;
+    `jobs` are known from the start, others become known when they are submitted. With `worker` (the
+    default) the app works on its runs while it is open; without, nothing runs until `app.worker()`.
+    Use it as an async context manager. Raises StoreError if the store cannot be opened.
+    """
+
+    def __init__(
+        self,
+        store: str | Any = "sqlite:///dayjob.db",
+        model: str | Model | None = None,
+        jobs: Iterable[Job] = (),
+        worker: bool = True,
+        *,
+        concurrency: int = 100,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.jobs: dict[str, Job] = {}
+        for job in jobs:
+            self._know(job)
+        self.events = Events()
+        self._store_url = store
+        self._model = model
+        self._embedded = worker
+        self._concurrency = concurrency
+        self._clock = clock
+        self._redact = Redactor.from_environment()
+        self._workers: list[Worker] = []
+        self._settled: dict[str, asyncio.Future[RunRecord]] = {}
+        self._store: Any = None
+
+    async def __aenter__(self) -> Dayjob:
+        self._store = self._store_url
+        if isinstance(self._store_url, str):
+            loop = asyncio.get_running_loop()
+            self._store = await loop.run_in_executor(None, self._open)
+        if self._embedded:
+            try:
+                self._workers.append(await self._start_worker(self._concurrency, ("default",)))
+            except BaseException:
+                await self._close_store()
+                raise
+        return self
+
+    def _open(self) -> Any:
+        return open_store(
+            str(self._store_url),
+            clock=self._clock,
+            on_trouble=lambda error: self.events.emit("store.failing", error=str(error)),
+        )
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            await worker.stop()
+        self._workers.clear()
+        await self._close_store()
+
+    async def _close_store(self) -> None:
+        if isinstance(self._store_url, str):
+            await self._store.close()
+
+    @property
+    def store(self) -> Any:
+        if self._store is None:
+            raise InputError("the app is not open: use `async with Dayjob(…) as app:`")
+        return self._store
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Calls `subscriber(name, fields)` for each event (see `dayjob.events.EVENTS`); returns how to stop it."""
+        return self.events.subscribe(subscriber)
+
+    @asynccontextmanager
+    async def worker(
+        self,
+        *,
+        concurrency: int = 100,
+        queues: Sequence[str] = ("default",),
+        only: str | None = None,
+        **settings: Any,
+    ) -> AsyncIterator[Worker]:
+        """Works on the app's runs while open: up to `concurrency` at a time, of these queues, or `only` one run."""
+        worker = await self._start_worker(concurrency, queues, only=only, **settings)
+        self._workers.append(worker)
+        try:
+            yield worker
+        finally:
+            self._workers.remove(worker)
+            await worker.stop()
+
+    async def _start_worker(self, concurrency: int, queues: Sequence[str], **settings: Any) -> Worker:
+        worker = Worker(
+            self.store, self.jobs.values(), model=self._model, events=self.events, concurrency=concurrency,
+            queues=queues, clock=self._clock, on_settled=self._on_settled, **settings,
+        )  # fmt: skip
+        await worker.start()
+        return worker
+
+    # --- runs ----------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        key: str | None = None,
+        thread: str | Thread | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        delay: float = 0.0,
+        tags: Iterable[str] = (),
+        when_busy: str = "refuse",
+        source: str | None = None,
+    ) -> Handle:
+        """Queues a run; it is durable when this returns.
+
+        The same `key` for the same job gives the run that is there already; with other input it raises
+        SubmitConflict. A higher `priority` goes first. `delay` is in seconds. A `thread` has one active
+        run: a second raises ThreadBusy, or waits its turn with `when_busy="enqueue"`.
+        """
+        if not isinstance(request, Request):
+            raise InputError(
+                f"submit: expected a request, as calling a job gives, got {type(request).__name__}"
+            )
+        if when_busy not in ("refuse", "enqueue"):
+            raise InputError(f'when_busy: expected "refuse" or "enqueue", got {when_busy!r}')
+        await self._make_known(request.job)
+        now = self._clock()
+        thread_id = thread.id if isinstance(thread, Thread) else thread
+        record = new_run(
+            request, self._redact(request.input), now, home=thread_id, thread=thread_id, project=PROJECT,
+            queue=queue, priority=priority, submit_key=key, source=source, tags=encode(list(tags)) if tags else None,
+        )  # fmt: skip
+        if delay > 0:
+            record.admitted, record.due = 0, now + delay
+        stored = await self.store.submit(record, when_busy)
+        for worker in self._workers:
+            worker.poke()
+        return Handle(self, stored.id, request.job)
+
+    async def get(self, run_id: str) -> RunRecord:
+        """A run as it is stored. Raises UnknownRun."""
+        record: RunRecord | None = await self.store.get(run_id)
+        if record is None:
+            raise UnknownRun(
+                f"{run_id}: no run of that id is in {self.store.url}. List them with `dayjob runs`."
+            )
+        return record
+
+    def handle(self, run_id: str) -> Handle:
+        """A handle on a run that was submitted before."""
+        return Handle(self, run_id, None)
+
+    async def runs(self, **filters: Any) -> list[RunRecord]:
+        """Runs, newest first: filter by `status`, `job`, `thread`, `parent`; `limit` and `before` (an id) page."""
+        found: list[RunRecord] = await self.store.runs(**filters)
+        return found
+
+    async def steps(self, run_id: str, after: int = 0) -> list[StepRecord]:
+        """The journal of a run: finished steps in their order, then open ones. `after` is a seq."""
+        await self.get(run_id)
+        found: list[StepRecord] = await self.store.steps(run_id, after)
+        return found
+
+    async def request_of(self, step: StepRecord) -> bytes | None:
+        """The exact request of a model step, as canonical JSON: what the adapter was given, without secrets."""
+        if step.hashes is None:
+            return None
+        head, hashes = split_hashes(step.hashes)
+        walked = step
+        while walked.base_step is not None:
+            attempt, _, key = walked.base_step.partition(":")
+            keep = walked.keep_n or 0
+            base = await self.store.step(step.run, key, int(attempt))
+            own = split_hashes(base.hashes)[1]
+            inherited = base.keep_n or 0
+            hashes = own[: max(keep - inherited, 0)] + hashes
+            missing = min(keep, inherited)
+            walked = StepRecord(
+                **{
+                    **_fields(base),
+                    "keep_n": missing,
+                    "base_step": base.base_step if missing else None,
+                }
+            )
+        found = await self.store.messages(step.home, [head, *hashes])
+        return request_json(found[head], [found[hash] for hash in hashes])
+
+    async def summary(self) -> list[dict[str, Any]]:
+        """By job: how many runs, how they ended, how many did their job, and what they cost."""
+        found: list[dict[str, Any]] = await self.store.summary()
+        return found
+
+    # --- actions -------------------------------------------------------------------------------
+
+    async def actions(self, run_id: str | None = None) -> list[Action]:
+        """What runs wait for from outside, oldest first."""
+        rows = await self.store.open_steps(run_id, [Kind.ASK])
+        return [_action(row) for row in rows]
+
+    async def answer(self, run_id: str, action_id: str, value: Any, by: str | None = None) -> None:
+        """Answers an action. Raises UnknownAction if the run does not wait for it (any more), InputError if the value does not fit."""
+        action = await self._action(run_id, action_id)
+        data = self._redact(encode(value))
+        if action.schema:
+            _check(action, orjson.loads(data))
+        if not await self.store.answer(run_id, action_id, data, by):
+            raise UnknownAction(f"{run_id}: {action_id!r} was answered meanwhile")
+        self._poke(run_id)
+
+    async def approve(self, run_id: str, action_id: str, by: str | None = None) -> None:
+        """Answers an action that asks for a yes."""
+        await self.answer(run_id, action_id, True, by)
+
+    async def reject(self, run_id: str, action_id: str, reason: str = "", by: str | None = None) -> None:
+        """Answers an action that asks for a yes with a no."""
+        await self.answer(run_id, action_id, False, by)
+
+    async def send(self, run_id: str, name: str, value: Any = None) -> None:
+        """Sends a value that the run receives by `run.event(name)`, now or when it comes to it. Raises WrongStatus if it is over."""
+        item = InboxItem(new_id("evt"), name, self._redact(encode(value)))
+        if not await self.store.send(run_id, item):
+            raise WrongStatus(f"{run_id}: is over; nothing can be sent to it any more")
+        self._poke(run_id)
+
+    async def cancel(self, run_id: str, reason: str = "cancelled by request") -> Status:
+        """Asks a run, and its children, to stop. Idempotent; returns the status that it has now."""
+        status: Status = await self.store.cancel(run_id, reason)
+        self._poke(run_id)
+        return status
+
+    async def resume(self, run_id: str, changed: bool = False, from_step: str | None = None) -> Handle:
+        """Queues a run again that has ended: finished steps are reused, the error that ended it is done again.
+
+        With `changed`, steps whose function's code has changed are done again, and what follows them;
+        with `from_step`, that step and all that finished after it. Raises WrongStatus if it is not
+        over, or completed and neither is given.
+        """
+        record = await self.get(run_id)
+        steps = await self.store.steps(run_id)
+        if not record.status.is_terminal:
+            raise WrongStatus(f"{run_id}: is {record.status}; only a run that is over can be resumed")
+        if record.status == Status.COMPLETED and not changed and from_step is None:
+            raise WrongStatus(
+                f"{run_id}: is completed; to do some of it again, give --changed or --from STEP"
+            )
+        supersede = _superseded_by_resume(record, steps, from_step)
+        if not await self.store.resume(run_id, supersede, changed):
+            raise WrongStatus(f"{run_id}: was resumed meanwhile")
+        self._poke(run_id)
+        return Handle(self, run_id, self.jobs.get(record.job))
+
+    # --- threads and memory ----------------------------------------------------------------------
+
+    def thread(self, id: str | None = None) -> Thread:
+        """A conversation: the one of that id, or a new one."""
+        return Thread(self, id or new_id("thread"))
+
+    @property
+    def memory(self) -> Memory:
+        """Named values that outlive runs."""
+        return Memory(self)
+
+    # --- small parts ---------------------------------------------------------------------------
+
+    def _know(self, job: Job) -> None:
+        if not isinstance(job, Job):
+            raise InputError(f"jobs: {job!r} is no job; decorate it with @job")
+        known = self.jobs.get(job.name)
+        if known is not None and known is not job:
+            raise InputError(f"jobs: two jobs are named {job.name!r}; give one @job(name=…)")
+        self.jobs[job.name] = job
+
+    async def _make_known(self, job: Job) -> None:
+        if job.name in self.jobs and self.jobs[job.name] is job:
+            return
+        self._know(job)
+        for worker in self._workers:
+            await worker.add_job(job)
+
+    def _poke(self, run_id: str) -> None:
+        for worker in self._workers:
+            worker.poke(run_id)
+
+    def _on_settled(self, record: RunRecord) -> None:
+        future = self._settled.pop(record.id, None)
+        if future is not None and not future.done():
+            future.set_result(record)
+
+    async def _action(self, run_id: str, action_id: str) -> Action:
+        await self.get(run_id)
+        actions = await self.actions(run_id)
+        found = next((action for action in actions if action.id == action_id), None)
+        if found is None:
+            waiting = ", ".join(repr(action.id) for action in actions) or "nothing"
+            raise UnknownAction(f"{run_id}: does not wait for {action_id!r}; it waits for {waiting}")
+        return found
+
+    async def until_settled(self, run_id: str, timeout: float | None = None) -> RunRecord:
+        """Waits until a run is over, here or in another process. Raises TimeoutError, UnknownRun."""
+        async with asyncio.timeout(timeout):
+            for attempt in range(1_000_000_000):
+                future = self._settled.get(run_id)
+                if future is None and self._workers:
+                    future = self._settled[run_id] = asyncio.get_running_loop().create_future()
+                if attempt or future is None:
+                    record = await self.get(run_id)
+                    if record.status.is_terminal and record.next_run is None:
+                        return record
+                    if record.next_run is not None:
+                        return await self.until_settled(record.next_run)
+                if future is not None:
+                    done, _ = await asyncio.wait({future}, timeout=0.05 if attempt == 0 else 1.0)
+                    if done:
+                        settled: RunRecord = future.result()
+                        if self._settled.get(run_id) is future:
+                            del self._settled[run_id]
+                        if settled.reason and settled.reason.startswith("continued as "):
+                            return await self.until_settled((await self.get(run_id)).next_run or run_id)
+                        return settled
+                else:
+                    await asyncio.sleep(POLL_SECONDS[min(attempt, len(POLL_SECONDS) - 1)])
+        raise AssertionError
+
+
+class Handle:
+    """A run, from outside."""
+
+    def __init__(self, app: Dayjob, id: str, job: Job | None) -> None:
+        self._app = app
+        self.id = id
+        self._job = job
+
+    def __repr__(self) -> str:
+        return f"<run {self.id}>"
+
+    async def status(self) -> Status:
+        return (await self._app.get(self.id)).status
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """The run's output, of the job's declared type.
+
+        Raises RunFailed, RunCancelled, RunExpired or RunIncomplete, each with the reason (and the
+        partial output), and TimeoutError after `timeout` seconds.
+        """
+        record = await self._app.until_settled(self.id, timeout)
+        job = self._job or self._app.jobs.get(record.job)
+        if record.status == Status.COMPLETED:
+            return decode(record.output or b"null", job.signature.returns if job else Any)
+        partial = orjson.loads(record.output) if record.output else None
+        error: type[RunEnded] = _ENDED[record.status]
+        raise error(self.id, record.reason or record.status, partial)
+
+    async def cancel(self, reason: str = "cancelled by request") -> Status:
+        return await self._app.cancel(self.id, reason)
+
+    async def events(self, after: str | int = 0) -> AsyncIterator[RunEvent]:
+        """What happens to the run, until it is over: each finished step once, in order, and its status.
+
+        Text deltas, starts and progress come between if the run is worked on in this process.
+        """
+        seen, status = int(after), None
+        transient: asyncio.Queue[RunEvent] = asyncio.Queue(10_000)
+        unsubscribe = self._app.subscribe(lambda name, fields: self._note(transient, name, fields))
+        opened: set[str] = set()
+        try:
+            while True:
+                record = await self._app.get(self.id)
+                steps = await self._app.store.steps(self.id, seen)
+                for step in steps:
+                    if step.seq is not None and step.seq > seen:
+                        seen = step.seq
+                        yield RunEvent("step.finished", {"step": step}, str(seen))
+                for step in await self._app.store.open_steps(self.id, [Kind.ASK]):
+                    if step.key not in opened:
+                        opened.add(step.key)
+                        yield RunEvent("action.required", {"action": _action(step)})
+                if record.status != status:
+                    status = record.status
+                    yield RunEvent("run.status", {"status": status, "reason": record.reason}, str(seen))
+                if record.status.is_terminal:
+                    return
+                try:
+                    event = await asyncio.wait_for(transient.get(), 0.1)
+                    while True:
+                        if event.name != "wake":
+                            yield event
+                        event = transient.get_nowait()
+                except (TimeoutError, asyncio.QueueEmpty):
+                    pass
+        finally:
+            unsubscribe()
+
+    def _note(self, queue: asyncio.Queue[RunEvent], name: str, fields: dict[str, Any]) -> None:
+        if fields.get("run") != self.id or queue.full():
+            return
+        transient = name in (
+            "step.started",
+            "step.text",
+            "run.progress",
+            "step.retrying",
+            "run.warning",
+        )
+        queue.put_nowait(RunEvent(name if transient else "wake", fields))
+
+
+class Thread:
+    """A conversation: messages that outlive a run."""
+
+    def __init__(self, app: Dayjob, id: str) -> None:
+        self._app = app
+        self.id = id
+
+    async def messages(self) -> list[Message]:
+        return [orjson.loads(message) for _, _, message in await self._app.store.thread_messages(self.id)]
+
+    async def append(self, message: Message | str) -> str:
+        """Adds a message and returns its id; a text is one of the user's."""
+        if isinstance(message, str):
+            message = {"role": "user", "content": message}
+        await self._app.store.create_thread(PROJECT, self.id)
+        id: str = await self._app.store.append_message(self.id, self._app._redact(encode(message)))
+        return id
+
+
+class Memory:
+    """Small named values that outlive runs and threads."""
+
+    def __init__(self, app: Dayjob) -> None:
+        self._app = app
+
+    async def get(self, name: str, default: Any = None) -> Any:
+        data = await self._app.store.recall(PROJECT, name)
+        return default if data is None else orjson.loads(data)
+
+    async def set(self, name: str, value: Any) -> None:
+        await self._app.store.remember(PROJECT, name, self._app._redact(encode(value)))
+
+    async def all(self) -> dict[str, Any]:
+        return {
+            name: orjson.loads(value) for name, value in (await self._app.store.memories(PROJECT)).items()
+        }
+
+
+def job_named(jobs: dict[str, Job], name: str) -> Job:
+    """A job by its name. Raises UnknownJob, saying which there are."""
+    if name not in jobs:
+        known = ", ".join(sorted(jobs)) or "none"
+        raise UnknownJob(f"job {name!r} is not known here; known jobs: {known}")
+    return jobs[name]
+
+
+def _action(row: StepRecord) -> Action:
+    input = orjson.loads(row.input or b"{}")
+    return Action(
+        row.key,
+        row.run,
+        row.kind,
+        input.get("question", ""),
+        input.get("schema"),
+        row.due,
+        row.started,
+    )
+
+
+def _check(action: Action, value: Any) -> None:
+    """Raises InputError if an answer does not fit what was asked for."""
+    import jsonschema
+
+    try:
+        jsonschema.validate(value, action.schema or {})
+    except jsonschema.ValidationError as problem:
+        place = f"{'.'.join(map(str, problem.path))}: " if problem.path else ""
+        raise InputError(f"answer to {action.id!r}: {place}{problem.message}") from None
+
+
+def _fields(row: StepRecord) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in StepRecord.__dataclass_fields__}
+
+
+def _superseded_by_resume(record: RunRecord, steps: Sequence[StepRecord], from_step: str | None) -> Supersede:
+    """The rows that must not be reused when a run goes on."""
+    current = [row for row in steps if row.outcome != Outcome.SUPERSEDED]
+    if from_step is not None:
+        first = next((row for row in current if row.key == from_step and row.seq is not None), None)
+        if first is None:
+            raise InputError(f"from_step: {record.id} has no finished step {from_step!r}")
+        doomed = [row for row in current if row.seq is None or (row.seq or 0) >= (first.seq or 0)]
+        doomed += [row for row in current if _is_above(row.key, from_step) and row not in doomed]
+    else:
+        origin = orjson.loads(record.error).get("step") if record.error else None
+        doomed = [] if origin is None else _error_chain(current, origin)
+    return Supersede([(row.key, row.attempt) for row in doomed])
+
+
+def _error_chain(rows: Sequence[StepRecord], origin: str) -> list[StepRecord]:
+    """The failed step, the scopes and joins that failed with it, and the branches that were cut off by that."""
+    chain = [row for row in rows if row.key == origin or _is_above(row.key, origin)]
+    chain = [
+        row for row in chain if row.outcome in (Outcome.ERROR, Outcome.CANCELLED) or row.kind == Kind.JOIN
+    ]
+    joins = {row.key for row in chain if row.kind == Kind.JOIN}
+    return chain + [row for row in rows if row.scope in joins and row.outcome == Outcome.CANCELLED]
+
+
+def _is_above(key: str, below: str) -> bool:
+    return below.startswith(key + "/")

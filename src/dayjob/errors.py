@@ -1,0 +1,208 @@
+"""Every error that Dayjob raises.
+
+DayjobError
+├── InputError            an argument is missing, unknown or of the wrong type
+├── UnknownJob            no job of that name here
+├── UnknownRun            no run of that id in this store
+├── UnknownAction         the run does not wait for that action
+├── SubmitConflict        the same key was submitted before, with other input
+├── ThreadBusy            the thread already has an active run
+├── WrongStatus           the run's status does not allow that
+├── NotJSON               a value cannot be stored as JSON
+├── ValueTooLarge         a value is over the limit
+├── StepError             a step failed; what a job catches
+├── RunEnded              the run has no result to give
+│   ├── RunFailed
+│   ├── RunCancelled
+│   ├── RunExpired
+│   └── RunIncomplete
+├── ModelError            a model gave no usable answer
+│   ├── ModelNotConfigured
+│   ├── ModelRefused      the endpoint refused the request (4xx)
+│   ├── ModelRateLimited  429
+│   ├── ModelUnavailable  5xx, or no connection
+│   ├── ModelTimeout      no answer in time
+│   └── InvalidAnswer     the answer does not fit `returns=`
+└── StoreError            the database
+    ├── StoreUnavailable  its path cannot be opened or written
+    ├── StoreLocked       another program holds it
+    ├── StoreFull         no space left
+    ├── ForeignStore      the file belongs to another program
+    └── StoreTooNew       written by a newer Dayjob
+"""
+
+from __future__ import annotations
+
+import inspect
+
+
+class DayjobError(Exception):
+    """Something went wrong in Dayjob."""
+
+    def __init__(self, message: str | None = None) -> None:
+        self.message = message or inspect.cleandoc(type(self).__doc__ or type(self).__name__)
+        super().__init__(self.message)
+
+
+class InputError(DayjobError):
+    """An argument is missing, unknown or of the wrong type."""
+
+
+class UnknownJob(DayjobError):
+    """No job of that name is registered here. Pass it in Dayjob(jobs=[…]), or name its FILE."""
+
+
+class UnknownRun(DayjobError):
+    """No run of that id is in this store. List them with `dayjob runs`."""
+
+
+class UnknownAction(DayjobError):
+    """The run does not wait for that action. List what it waits for with `dayjob actions`."""
+
+
+class SubmitConflict(DayjobError):
+    """A run with this key was submitted before with other input. Use another key, or the same input."""
+
+
+class ThreadBusy(DayjobError):
+    """The thread already has an active run. Wait for it, cancel it, or submit with when_busy="enqueue"."""
+
+
+class WrongStatus(DayjobError):
+    """The status of the run does not allow that."""
+
+
+class NotJSON(DayjobError):
+    """A value cannot be stored as JSON."""
+
+
+class ValueTooLarge(DayjobError):
+    """A value is over the limit of 8 MB. Keep it in a file or a bucket, and return where it is."""
+
+
+class StepError(DayjobError):
+    """A step failed. It is the one error that steps raise, live and on replay alike.
+
+    `type` is the class name of the original error, `message` its text; `retryable` tells whether
+    trying again may help; `step` is the key of the step that failed first, when it came from a step.
+    """
+
+    def __init__(
+        self,
+        type: str,
+        message: str,
+        retryable: bool = False,
+        *,
+        step: str | None = None,
+        retry_after: float | None = None,
+        traceback: str | None = None,
+    ) -> None:
+        self.type = type
+        self.retryable = retryable
+        self.step = step
+        self.retry_after = retry_after
+        self.traceback = traceback
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_step_error, (self.type, self.message, self.retryable, self.step)
+
+
+def _rebuild_step_error(type: str, message: str, retryable: bool, step: str | None) -> StepError:
+    return StepError(type, message, retryable, step=step)
+
+
+class RunEnded(DayjobError):
+    """The run ended without a result."""
+
+    def __init__(self, run_id: str, reason: str, partial: object = None) -> None:
+        self.run_id = run_id
+        self.reason = reason
+        self.partial = partial
+        super().__init__(f"{run_id}: {reason}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.run_id, self.reason, self.partial)
+
+
+class RunFailed(RunEnded):
+    """The run failed."""
+
+
+class RunCancelled(RunEnded):
+    """The run was cancelled."""
+
+
+class RunExpired(RunEnded):
+    """The run waited past its deadline."""
+
+
+class RunIncomplete(RunEnded):
+    """The run reached a limit; its partial output is kept."""
+
+
+class ModelError(DayjobError):
+    """A model gave no usable answer."""
+
+    retryable = False
+
+    def __init__(self, message: str | None = None, *, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class ModelNotConfigured(ModelError):
+    """No model is configured. Pass model="openai:…" or "local:", --model, or set DAYJOB_MODEL."""
+
+
+class ModelRefused(ModelError):
+    """The model's endpoint refused the request."""
+
+
+class ModelRateLimited(ModelError):
+    """The model's endpoint asks to slow down (429)."""
+
+    retryable = True
+
+
+class ModelUnavailable(ModelError):
+    """The model's endpoint cannot be reached, or failed (5xx)."""
+
+    retryable = True
+
+
+class ModelTimeout(ModelError):
+    """The model gave no answer in time."""
+
+    retryable = True
+
+
+class InvalidAnswer(ModelError):
+    """The model's answer does not fit what `returns=` asks for."""
+
+
+class StoreError(DayjobError):
+    """The store failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The store's path cannot be opened or written."""
+
+
+class StoreLocked(StoreError):
+    """Another program holds the store's lock. Close it, or wait."""
+
+
+class StoreFull(StoreError):
+    """No space is left for the store. Free some; nothing that was accepted is lost."""
+
+
+class ForeignStore(StoreError):
+    """The file is a database of another program. Choose another path."""
+
+
+class StoreTooNew(StoreError):
+    """The store was written by a newer Dayjob. Upgrade this one."""

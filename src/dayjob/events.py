@@ -1,0 +1,58 @@
+"""What Dayjob says of itself while it works: named events, to whoever subscribes.
+
+Nothing here is durable: what must survive is in the journal. Every event and its fields stand in
+`EVENTS`; a subscriber is a function `(name, fields)` called on the event loop, and must not block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+EVENTS: dict[str, str] = {
+    "run.claimed": "run, job, epoch, attempts: a worker took a run",
+    "run.parked": "run, status, evicted: it waits for something outside",
+    "run.settled": "run, job, status, reason: it is over",
+    "run.lost": "run, epoch: another worker has it, or it was given back",
+    "run.abandoned": "run, tasks: tasks of the job ignored their cancellation and were left behind",
+    "run.warning": "run, step, message: something in the job is not deterministic, or not durable",
+    "run.progress": "run, done, total",
+    "step.started": "run, key, name, kind, attempt",
+    "step.text": "run, key, attempt, text: a piece of a model's answer",
+    "step.opened": "run, key, name, kind, due: a step began to wait",
+    "step.finished": "run, key, name, kind, attempt, outcome, seconds, dollars, input_tokens, output_tokens, reused",
+    "step.retrying": "run, key, attempt, delay, error",
+    "worker.started": "worker, jobs, queues",
+    "worker.stopped": "worker",
+    "worker.dead": "worker: the store declared this worker dead; it registers anew",
+    "worker.took_over": "runs: runs of dead workers were put back into the queue",
+    "worker.poisoned": "runs: runs that kept killing workers have failed",
+    "worker.blocked": "seconds, step, stack: the event loop did not run",
+    "store.failing": "error: the store cannot write; it keeps what it has and tries again",
+}
+
+Subscriber = Callable[[str, dict[str, Any]], None]
+
+
+class Events:
+    """Subscribers of one app."""
+
+    def __init__(self) -> None:
+        self._subscribers: list[Subscriber] = []
+        self.active = False
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Adds a subscriber; the function returned takes it off again."""
+        self._subscribers.append(subscriber)
+        self.active = True
+
+        def unsubscribe() -> None:
+            if subscriber in self._subscribers:
+                self._subscribers.remove(subscriber)
+            self.active = bool(self._subscribers)
+
+        return unsubscribe
+
+    def emit(self, name: str, /, **fields: Any) -> None:
+        for subscriber in tuple(self._subscribers):
+            subscriber(name, fields)

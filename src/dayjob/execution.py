@@ -1,0 +1,640 @@
+"""One held run in memory: its tasks, what they wait for, and how it leaves.
+
+Every scope is in code, waiting or joining. When none is in code the run parks; whether it also
+leaves memory is a cache decision. The status in the store and this object are separate things: losing
+the lease, parking and shutdown are never errors that a job could catch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from dayjob.errors import DayjobError, InputError, ModelNotConfigured, StepError, StoreError
+from dayjob.events import Events
+from dayjob.jobs import Job, Request
+from dayjob.join import Wait
+from dayjob.journal import Journal, Scope, error_bytes
+from dayjob.models import Model, open_model
+from dayjob.run import DUE, Run, never, new_run
+from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord
+from dayjob.stores import End, Held, InboxItem, Loaded, Store
+from dayjob.values import Redactor, encode
+
+DEFER_SCOPE = "#defer"
+_WAITS = Wait.__await__.__code__
+
+
+@dataclass
+class Services:
+    """What executions share: they belong to a worker."""
+
+    store: Store
+    clock: Callable[[], float]
+    events: Events
+    redact: Redactor
+    worker: str
+    model: str | Model | None = None
+    grace_seconds: float = 2.0
+    valid_until: float = 0.0
+    revive: Callable[[Execution], None] = lambda execution: None
+    timer: Callable[[float], None] = lambda due: None
+    models: dict[str, Model] = field(default_factory=dict)
+    background: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def model_named(self, model: str | Model | None) -> Model:
+        """The model that a step asked for, or the app's. Raises ModelNotConfigured."""
+        wanted = model if model is not None else self.model
+        if wanted is None:
+            raise ModelNotConfigured()
+        if not isinstance(wanted, str):
+            return wanted
+        if wanted not in self.models:
+            self.models[wanted] = open_model(wanted)
+        return self.models[wanted]
+
+
+class Left(Enum):
+    """How a run left the hands of `advance`."""
+
+    SETTLED = "settled"
+    EVICTED = "evicted"
+    WARM = "warm"  # parked, and still in memory
+    RELEASED = "released"  # given back to the queue
+    LOST = "lost"
+
+
+class Execution:
+    """A run that this worker holds; the keeper of its `Run` handles."""
+
+    def __init__(self, record: RunRecord, job: Job, services: Services) -> None:
+        self.record = record
+        self.job = job
+        self.services = services
+        self.store = services.store
+        self.events = services.events
+        self.wakes = record.wakes
+        self.journal = Journal(
+            record, job.version, services.store, services.clock, services.redact, self.lose
+        )
+        self.ending = record.status != Status.IN_PROGRESS
+        self.dormant = False
+        self.busy = 0
+        self.inbox: dict[str, list[InboxItem]] = {}
+        self.poked = False
+        self.lost = False
+        self.end: End | None = None
+        self.following: RunRecord | None = None
+        self._planned: End | None = None
+        self._pin: str | None = None
+        self._received: set[str] = set()
+        self._answers: dict[str, bytes] = {}
+        self._waits: dict[str, tuple[StepRecord, list[tuple[asyncio.Future[Any], Scope]]]] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: dict[asyncio.Task[Any], Scope] = {}
+        self._defers: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._in_code = 0
+        self._changed = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._root: Scope | None = None
+
+    # --- for the worker ------------------------------------------------------------------------
+
+    async def advance(self) -> Left:
+        """Goes on until the run is over, waits for something outside, or belongs to another worker."""
+        if self._root is None and not self.lost:
+            await self._begin()
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self.lost:
+                return self._drop(Left.LOST)
+            if self.poked:
+                self.poked = False
+                await self._refresh()
+                self._changed.set()
+                continue
+            if self._pin is not None:
+                return await self._release(self._pin)
+            if self.end is not None:
+                return await self._finish(self.end)
+            if self._in_code == 0:
+                left = await (self._end_of_replay() if self.ending else self._park())
+                if left is not None:
+                    return left
+
+    def poke(self, wakes: int | None = None) -> None:
+        """Something may have happened to this run; a hint, which only a read of the store confirms."""
+        if wakes is None or wakes != self.wakes:
+            self.poked = True
+            self._changed.set()
+
+    def lose(self) -> None:
+        """Another worker has this run: from here on nothing of it returns or writes."""
+        if not self.lost:
+            self.lost = True
+            self._close_all()
+            self._changed.set()
+
+    def take_up(self, record: RunRecord) -> None:
+        """A warm run was claimed again, with nobody in between: it goes on where it is."""
+        self.record = record
+        self.journal.epoch = record.epoch
+        self._wake_up()
+        self.poked = True
+        self._changed.set()
+
+    async def hand_back(self) -> None:
+        """Gives the run back to the queue, as it is: the worker stops."""
+        if self.dormant or self.lost or self.end is not None:
+            return
+        self._close_all()
+        self.lost = True
+        try:
+            await self.store.release(self.record.home, self.record.id, self.journal.epoch, None)
+        finally:
+            self._drop(Left.RELEASED)
+
+    def evict(self) -> None:
+        """Leaves memory; the journal is enough to go on from."""
+        self._close_all()
+        self._drop(Left.EVICTED)
+
+    @property
+    def is_evictable(self) -> bool:
+        """Whether every task waits in Dayjob's own waits, with no user's timer or task group open on the way."""
+        return all(_waits_plainly(task) for task in self._tasks if not task.done())
+
+    @property
+    def is_running_code(self) -> bool:
+        return self._in_code > 0
+
+    def step_of(self, task: asyncio.Task[Any] | None) -> str | None:
+        """The key of the step that a task is in."""
+        scope = self._tasks.get(task) if task is not None else None
+        return scope.current if scope is not None else None
+
+    # --- beginning and ending --------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        if self.record.epoch > 1 or self.record.wakes:
+            loaded = await self.store.refresh(
+                self.record.home, self.record.id, self.record.epoch, self.journal.load_version
+            )
+            if loaded is None:
+                self.lose()
+                return
+            self.journal.load(loaded)
+            self._take_in(loaded)
+            if loaded.outcome is not None:
+                self.end = End(Status(loaded.outcome), loaded.reason)
+            elif loaded.status == Status.CANCELLING:
+                self.end = End(Status.CANCELLED, loaded.reason)
+            if self.ending and not any(
+                row.name == "defer" and row.kind == Kind.NOTE for row in loaded.steps or ()
+            ):
+                self._root = Scope(self.journal, "", None)
+                self._changed.set()
+                return
+        if self.ending:
+            self._planned, self.end = self.end, None
+        root = self._root = Scope(self.journal, "", None)
+        self.count(root)
+        self.spawn(root, self._main(root))
+
+    async def _main(self, root: Scope) -> None:
+        """The job's own task."""
+        run = Run(self, root)
+        end: End
+        try:
+            arguments = self.job.signature.decode(self.record.input or b"{}")
+            value = await self.job.fn(run, **arguments)
+            if doomed := self.journal.doomed(root):
+                await run.diverge(doomed)
+            if root.closed:
+                return
+            end = End(Status.COMPLETED, None, self.services.redact(self._output(value)))
+        except asyncio.CancelledError:
+            if root.closed:
+                return
+            end = self._failure(StepError("CancelledError", "the job cancelled itself"))
+        except StepError as error:
+            end = self._failure(error)
+        except (Exception, SystemExit, GeneratorExit) as problem:
+            end = self._failure(_as_step_error(problem))
+        if not root.closed:
+            self._decide(end)
+
+    def _output(self, value: Any) -> bytes:
+        try:
+            return encode(value, self.job.signature.returns)
+        except DayjobError as problem:
+            raise StepError(type(problem).__name__, f"output: {problem}") from None
+
+    def _failure(self, error: StepError) -> End:
+        where = f"step {error.step!r}: " if error.step else ""
+        return End(Status.FAILED, f"{where}{error}", None, self.services.redact(error_bytes(error)))
+
+    def _decide(self, end: End) -> None:
+        """The run is to end this way; the first decision stands."""
+        if self.end is None:
+            self.end = self._planned if self.ending and self._planned else end
+        self._close_all()
+        self._changed.set()
+
+    def fatal(self, reason: str) -> None:
+        error = StepError("JobError", reason)
+        self._decide(End(Status.FAILED, reason, None, error_bytes(error)))
+
+    def expire(self, reason: str) -> None:
+        self._decide(End(Status.EXPIRED, reason))
+
+    def continue_as(self, request: Request) -> None:
+        record = self.record
+        self.following = new_run(
+            request, self.services.redact(request.input), self.services.clock(), home=record.home,
+            project=record.project, queue=record.queue, priority=record.priority, thread=record.thread,
+            parent=record.parent, parent_key=record.parent_key, tags=record.tags, source=record.source,
+            root=record.root if record.parent else None,
+        )  # fmt: skip
+        self._decide(End(Status.COMPLETED, f"continued as {self.following.id}"))
+
+    def keep_old_version(self) -> None:
+        """A person chose the recorded path: only a worker with its code may go on."""
+        versions = [row.version for row in self.journal.old_rows()]
+        self._pin = versions[-1] if versions else self.job.version
+        self._close_all()
+        self._changed.set()
+
+    async def _release(self, pin: str) -> Left:
+        await self.store.release(self.record.home, self.record.id, self.journal.epoch, pin)
+        return self._drop(Left.RELEASED)
+
+    async def _end_of_replay(self) -> Left | None:
+        """Everything recorded was walked, to learn what was deferred; nothing more is done for real."""
+        self.end = self._planned or End(Status.CANCELLED)
+        self._close_all()
+        return await self._finish(self.end)
+
+    async def _finish(self, end: End) -> Left:
+        """What is done once at the end, and then the end itself."""
+        await self._stop_tasks()
+        if self._defers:
+            if end.status != Status.COMPLETED and self.record.status != Status.UNWINDING:
+                if await self._guarded(lambda: self.store.unwind(*self._identity(), end)) is Held.LOST:
+                    return self._drop(Left.LOST)
+                self.record.status = Status.UNWINDING
+            await self._run_defers()
+            if self.lost:
+                return self._drop(Left.LOST)
+        while True:
+            held = await self._guarded(lambda: self.store.settle(*self._identity(), end, self.following))
+            if held is Held.LOST:
+                return self._drop(Left.LOST)
+            if held is Held.DONE:
+                break
+            loaded = await self._refresh()
+            if loaded is not None and loaded.status == Status.CANCELLING and end.status != Status.CANCELLED:
+                end = End(Status.CANCELLED, loaded.reason, end.output, end.error)
+                self.following = None
+        self.record.status = end.status
+        self.record.reason, self.record.output, self.record.error = (
+            end.reason,
+            end.output,
+            end.error,
+        )
+        self.events.emit(
+            "run.settled",
+            run=self.record.id,
+            job=self.record.job,
+            status=end.status,
+            reason=end.reason,
+        )
+        return self._drop(Left.SETTLED)
+
+    def _identity(self) -> tuple[str, str, int, int]:
+        return self.record.home, self.record.id, self.journal.epoch, self.wakes
+
+    async def _guarded(self, verb: Callable[[], Awaitable[Held]]) -> Held:
+        """A guarded change, tried until the store can do it or the run is lost."""
+        while not self.lost:
+            try:
+                return await verb()
+            except StoreError:
+                await asyncio.sleep(0.2)
+        return Held.LOST
+
+    async def _run_defers(self) -> None:
+        """Calls what was deferred, last first, each a step of its own; an error of one does not stop the others."""
+        scope = Scope(self.journal, DEFER_SCOPE, None)
+        self.ending = False
+        task = asyncio.create_task(self._defer_all(scope))
+        self._tasks[task] = scope
+        scope.owner = task
+        lost = asyncio.create_task(self._until_lost())
+        await asyncio.wait({task, lost}, return_when=asyncio.FIRST_COMPLETED)
+        lost.cancel()
+        self._tasks.pop(task, None)
+
+    async def _defer_all(self, scope: Scope) -> None:
+        run = Run(self, scope)
+        for fn, args in reversed(self._defers):
+            try:
+                await run.step(fn, *args)
+            except StepError as error:
+                self.warn(error.step or DEFER_SCOPE, f"deferred function failed: {error}")
+
+    async def _until_lost(self) -> None:
+        while not self.lost:
+            await self._changed.wait()
+            self._changed.clear()
+
+    # --- parking -------------------------------------------------------------------------------
+
+    async def _park(self) -> Left | None:
+        """Every scope waits: lets go of the run, unless something came meanwhile."""
+        rows = [row for row, waiters in self._waits.values() if waiters]
+        if not rows:
+            return None
+        asks = any(row.kind == Kind.ASK for row in rows)
+        status = Status.REQUIRES_ACTION if asks else Status.WAITING
+        due = min((row.due for row in rows if row.due is not None), default=None)
+        self.dormant = True
+        self._awake.clear()
+        held = await self._guarded(lambda: self.store.park(*self._identity(), status, due))
+        if held is Held.LOST:
+            self.lose()
+            return None
+        if held is Held.WOKEN:
+            self._wake_up()
+            self.poke()
+            return None
+        self.record.status = status
+        if due is not None:
+            self.services.timer(due)
+        for handle in self._timers.values():
+            handle.cancel()
+        self._timers.clear()
+        evict = self._in_code == 0 and self.is_evictable
+        self.events.emit("run.parked", run=self.record.id, status=status, evicted=evict)
+        return Left.WARM
+
+    async def ready(self, scope: Scope) -> None:
+        """Called before a call of a run that is parked, or whose worker's lease is in doubt: makes it certain again."""
+        if self.dormant and not self.lost:
+            await self._take_back()
+        while not self.lost and not self.valid(self.services.clock()):
+            await asyncio.sleep(0.05)
+        if self.lost or scope.closed:
+            await never()
+
+    async def _take_back(self) -> None:
+        """A warm run acts by itself, by a user's timer: it must be held before it may."""
+        while self.dormant and not self.lost:
+            if self.record.status.is_parked:
+                taken = await self.store.unpark(
+                    self.record.home, self.record.id, self.journal.epoch, self.services.worker
+                )
+                if not self.dormant:
+                    return
+                if not taken:
+                    self.lose()
+                    return
+                self.record.status = Status.IN_PROGRESS
+                self._wake_up()
+                self.poke()
+                self.services.revive(self)
+            else:
+                await self._awake.wait()
+
+    def _wake_up(self) -> None:
+        self.dormant = False
+        self._awake.set()
+
+    # --- answers -------------------------------------------------------------------------------
+
+    async def _refresh(self) -> Loaded | None:
+        """Reads what happened outside, and hands it on."""
+        try:
+            loaded = await self.store.refresh(self.record.home, self.record.id, self.journal.epoch, None)
+        except StoreError:
+            await asyncio.sleep(0.2)
+            self.poked = True
+            return None
+        if loaded is None:
+            self.lose()
+            return None
+        self._take_in(loaded)
+        if loaded.status == Status.CANCELLING and self.end is None:
+            self._decide(End(Status.CANCELLED, loaded.reason))
+        return loaded
+
+    def _take_in(self, loaded: Loaded) -> None:
+        self.wakes = loaded.wakes
+        for row in loaded.answered:
+            if row.answer is not None:
+                self._answers[row.key] = row.answer
+        for item in loaded.inbox:
+            if item.id not in self._received:
+                self._received.add(item.id)
+                self.inbox.setdefault(item.name, []).append(item)
+        now = self.services.clock()
+        for row, waiters in list(self._waits.values()):
+            answer = self._answer_to(row, now) if waiters else None
+            if answer is not None:
+                self._deliver(row, answer)
+
+    def _answer_to(self, row: StepRecord, now: float) -> Any:
+        if row.key in self._answers:
+            return self._answers[row.key]
+        if row.kind == Kind.EVENT and self.inbox.get(row.name):
+            return self.inbox[row.name].pop(0)
+        return DUE if row.due is not None and row.due <= now else None
+
+    def _deliver(self, row: StepRecord, answer: Any) -> None:
+        for future, scope in self._waits[row.key][1]:
+            if not future.done():
+                self.count(scope)
+                future.set_result(answer)
+        self._waits[row.key][1].clear()
+
+    async def wait(self, scope: Scope, row: StepRecord) -> Any:
+        """The answer to an open row. Meanwhile the scope is not in code, and the run may park."""
+        answer = self._answer_to(row, self.services.clock())
+        if answer is not None:
+            return answer
+        future = asyncio.get_running_loop().create_future()
+        self._waits.setdefault(row.key, (row, []))[1].append((future, scope))
+        if row.due is not None and row.key not in self._timers:
+            delay = max(row.due - self.services.clock(), 0.0)
+            self._timers[row.key] = asyncio.get_running_loop().call_later(delay, self._time_is_up, row)
+        self.uncount(scope)
+        return await Wait(future)
+
+    def stop_waiting(self, row: StepRecord) -> None:
+        entry = self._waits.get(row.key)
+        if entry is not None:
+            entry[1][:] = [(future, scope) for future, scope in entry[1] if not future.done()]
+            if not entry[1]:
+                del self._waits[row.key]
+        handle = self._timers.pop(row.key, None)
+        if handle is not None:
+            handle.cancel()
+
+    def _time_is_up(self, row: StepRecord) -> None:
+        if not self.dormant and row.key in self._waits and row.due is not None:
+            if row.due <= self.services.clock():
+                self._deliver(row, DUE)
+            else:  # the clock was set back
+                self._timers[row.key] = asyncio.get_running_loop().call_later(0.05, self._time_is_up, row)
+
+    # --- for Run -------------------------------------------------------------------------------
+
+    def valid(self, now: float) -> bool:
+        """Whether the worker's lease is certain: past it, nothing begins."""
+        return now < self.services.valid_until
+
+    def warn(self, step: str, message: str) -> None:
+        self.events.emit("run.warning", run=self.record.id, step=step, message=message)
+
+    def model_named(self, model: str | Model | None) -> Model:
+        return self.services.model_named(model)
+
+    def defer(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._defers.append((fn, args))
+
+    def enter(self, scope: Scope) -> Scope | None:
+        """A scope begins in the task of its parent."""
+        task = asyncio.current_task()
+        assert task is not None
+        outer = self._tasks.get(task)
+        self._tasks[task] = scope
+        scope.counted = True
+        if scope.parent is not None and scope.parent.counted:
+            scope.parent.counted = False
+        else:
+            self._in_code += 1
+        return outer
+
+    def leave(self, scope: Scope, outer: Scope | None) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if outer is not None:
+            self._tasks[task] = outer
+        else:
+            self._tasks.pop(task, None)
+        parent = scope.parent
+        if scope.counted and parent is not None and not parent.closed:
+            scope.counted = False
+            parent.counted = True
+        elif not scope.counted and parent is not None:
+            self.count(parent)
+        else:
+            self.uncount(scope)
+
+    def current_scope(self, otherwise: Scope) -> Scope:
+        task = asyncio.current_task()
+        return self._tasks.get(task, otherwise) if task is not None else otherwise
+
+    def count(self, scope: Scope) -> None:
+        """The scope is in code."""
+        if not scope.counted and not scope.closed:
+            scope.counted = True
+            self._in_code += 1
+
+    def uncount(self, scope: Scope) -> None:
+        """The scope waits, joins or is over."""
+        if scope.counted:
+            scope.counted = False
+            self._in_code -= 1
+            if self._in_code == 0:
+                self._changed.set()
+
+    def spawn(self, scope: Scope, body: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(body, name=f"dayjob {self.record.id} {scope.path}")
+        scope.owner = task
+        self._tasks[task] = scope
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and (problem := task.exception()) is not None and not self.lost:
+            self._decide(self._failure(_as_step_error(problem)))
+
+    # --- leaving memory --------------------------------------------------------------------------
+
+    def _close_all(self) -> None:
+        if self._root is not None:
+            self._root.close()
+
+    def _drop(self, left: Left) -> Left:
+        """Stops whatever still runs, without waiting for it."""
+        for handle in self._timers.values():
+            handle.cancel()
+        self._timers.clear()
+        tasks = [task for task in self._tasks if not task.done() and task is not asyncio.current_task()]
+        if tasks:
+            watcher = asyncio.create_task(_see_off(tasks, self))
+            self.services.background.add(watcher)
+            watcher.add_done_callback(self.services.background.discard)
+        if left is Left.LOST:
+            self.events.emit("run.lost", run=self.record.id, epoch=self.journal.epoch)
+        return left
+
+    async def _stop_tasks(self) -> None:
+        """Before the end: every task of the job is over, or left behind."""
+        tasks = [task for task in self._tasks if not task.done() and task is not asyncio.current_task()]
+        if tasks:
+            await _see_off(tasks, self)
+
+
+async def _see_off(tasks: list[asyncio.Task[Any]], execution: Execution) -> None:
+    """Cancels tasks, waits a grace, and leaves behind those that ignore it."""
+    for task in tasks:
+        task.cancel()
+    _, pending = await asyncio.wait(tasks, timeout=execution.services.grace_seconds)
+    for task in pending:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    if pending:
+        execution.events.emit("run.abandoned", run=execution.record.id, tasks=len(pending))
+
+
+def _waits_plainly(task: asyncio.Task[Any]) -> bool:
+    """Walks the await chain of a task: coroutines only, ending in `Wait`, none holding an open timeout or group."""
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        if getattr(awaited, "gi_code", None) is _WAITS:
+            return True
+        if not hasattr(awaited, "cr_await"):
+            return False
+        for held in gc.get_referents(awaited):  # the value stack too: where `async with` keeps its exit
+            owner = getattr(held, "__self__", held)
+            if isinstance(owner, (asyncio.Timeout, asyncio.TaskGroup)):
+                return False
+        awaited = awaited.cr_await
+    return False
+
+
+def _as_step_error(problem: BaseException) -> StepError:
+    """A job's own error. If it came of a step's error, that step is the one to do again on resume."""
+    step = None
+    cause: BaseException | None = problem
+    seen = 0
+    while cause is not None and seen < 20:
+        if isinstance(cause, StepError) and cause.step:
+            step = cause.step
+            break
+        cause = cause.__cause__ or cause.__context__
+        seen += 1
+    retryable = bool(getattr(problem, "retryable", False))
+    text = "".join(traceback.format_exception(problem))
+    return StepError(type(problem).__name__, str(problem), retryable, step=step, traceback=text)

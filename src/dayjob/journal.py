@@ -1,0 +1,333 @@
+"""The journal of one held run: finds the recorded step, or writes the new one.
+
+A scope is a sequential line of steps. Inside it a step's key is its path, its name and an ordinal
+among equal names, so the same code finds the same row again. Rows written by this version of the
+job win by key; rows of another version are matched by what went in (`fingerprint`), until the path
+differs: from there on the scope runs for real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+
+from dayjob.errors import StepError
+from dayjob.prompts import Prompt
+from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
+from dayjob.stores import Entry, Loaded, Store, Supersede
+from dayjob.values import Redactor
+
+_ESCAPES = {"%": "%25", "/": "%2F", "#": "%23"}
+_nonces = itertools.count(int.from_bytes(os.urandom(6), "big") << 14)
+
+
+class Scope:
+    """A sequential line of steps, with the recorded rows that it may still use."""
+
+    __slots__ = (
+        "children", "closed", "counted", "current", "earlier", "live", "mine", "ordinals", "owner",
+        "parent", "path", "prefix", "prompt", "source", "used",
+    )  # fmt: skip
+
+    def __init__(self, journal: Journal, path: str, parent: Scope | None, source: str | None = None) -> None:
+        self.path = path
+        self.prefix = path + "/" if path else ""
+        self.parent = parent
+        self.ordinals: dict[str, int] = {}
+        self.source = path if source is None else source
+        self.mine, self.earlier = journal.rows_of(path, self.source)
+        self.used: set[str] = set()
+        self.live = False
+        self.current: str | None = None
+        self.owner: asyncio.Task[Any] | None = None
+        self.closed = False
+        self.counted = False
+        self.prompt: Prompt | None = None
+        self.children: set[Scope] = set()
+        if parent is not None:
+            parent.children.add(self)
+            self.closed = parent.closed
+
+    def next_key(self, name: str) -> str:
+        """The key of the next step of this name; counts it."""
+        ordinal = self.ordinals.get(name, 0) + 1
+        self.ordinals[name] = ordinal
+        return f"{self.prefix}{escape(name)}#{ordinal}" if ordinal > 1 else self.prefix + escape(name)
+
+    def close(self) -> None:
+        """From now on no call in this scope, or below it, returns or writes."""
+        self.closed = True
+        for child in self.children:
+            child.close()
+
+    def leave(self) -> None:
+        if self.parent is not None:
+            self.parent.children.discard(self)
+
+    def last_prompt(self) -> Prompt | None:
+        """The latest prompt of this scope or of the nearest ancestor that has one."""
+        scope: Scope | None = self
+        while scope is not None:
+            if scope.prompt is not None:
+                return scope.prompt
+            scope = scope.parent
+        return None
+
+
+class Journal:
+    """The rows of a run, and the one place that writes them."""
+
+    def __init__(
+        self,
+        run: RunRecord,
+        version: str,
+        store: Store,
+        clock: Callable[[], float],
+        redact: Redactor,
+        lost: Callable[[], None],
+    ) -> None:
+        self.home = run.home
+        self.run = run.id
+        self.epoch = run.epoch
+        self.version = version
+        self.changed = bool(run.changed)
+        self.load_version = "" if run.changed else version
+        self.store = store
+        self.clock = clock
+        self.redact = redact
+        self.seq = 0
+        self.partial: bytes | None = None
+        self._lost = lost
+        self._mine: dict[str, dict[str, StepRecord]] = {}
+        self._earlier: dict[str, list[StepRecord]] = {}
+        self._unvisited: dict[tuple[str, int], StepRecord] = {}
+        self._attempts: dict[str, int] = {}
+        self._retried: dict[str, int] = {}
+        self.open: dict[str, StepRecord] = {}
+
+    def load(self, loaded: Loaded) -> None:
+        """Takes in what the store has: rows of this version by key, the others to be matched."""
+        self.seq = loaded.last_seq
+        self._attempts = dict(loaded.attempts)
+        self._retried = dict(loaded.retried)
+        for row in loaded.steps or ():
+            self._attempts[row.key] = max(row.attempt, self._attempts.get(row.key, 0))
+            if row.outcome is None:
+                self.open[row.key] = row
+            if row.version == self.version and not self.changed:
+                self._mine.setdefault(row.scope, {})[row.key] = row
+            else:
+                self._earlier.setdefault(row.scope, []).append(row)
+                self._unvisited[row.key, row.attempt] = row
+
+    @property
+    def size(self) -> int:
+        """About how many rows a replay has to walk."""
+        return self.seq
+
+    def rows_of(self, path: str, source: str) -> tuple[dict[str, StepRecord], list[StepRecord]]:
+        earlier = list(self._earlier.get(source, ()))
+        if path != source:
+            earlier += self._earlier.get(path, ())
+        return self._mine.get(path, {}), earlier
+
+    # --- finding -------------------------------------------------------------------------------
+
+    def find(
+        self,
+        scope: Scope,
+        key: str,
+        name: str,
+        kind: Kind,
+        fingerprint: bytes | None,
+        code: bytes | None = None,
+    ) -> StepRecord | None:
+        """The recorded row of a step, or None: it has to be done."""
+        scope.used.add(key)
+        row = scope.mine.get(key)
+        if row is not None:
+            return row
+        if not scope.earlier:
+            return None
+        match = self._match(scope, key, name, kind, fingerprint, code)
+        if match is not None:
+            scope.used.add(match.key)
+            scope.earlier.remove(match)
+            self._earlier[match.scope].remove(match)
+            self._unvisited.pop((match.key, match.attempt), None)
+        return match
+
+    def _match(
+        self,
+        scope: Scope,
+        key: str,
+        name: str,
+        kind: Kind,
+        fingerprint: bytes | None,
+        code: bytes | None,
+    ) -> StepRecord | None:
+        def fits(row: StepRecord) -> bool:
+            same = row.name == name and row.kind == kind and row.fingerprint == fingerprint
+            return same and not (self.changed and code is not None and row.code != code)
+
+        return next((row for row in scope.earlier if row.key == key and fits(row)), None) or next(
+            (row for row in scope.earlier if fits(row)), None
+        )
+
+    def doomed(self, scope: Scope) -> list[StepRecord]:
+        """The rows of other versions that no longer count once this scope runs for real.
+
+        Those that stand in it directly, and those below scopes that it has not come to: what is below
+        a scope that it came to is that scope's own affair.
+        """
+        if not self._unvisited:
+            return []
+        places = {scope.path, scope.source}
+        return [
+            row
+            for row in self._unvisited.values()
+            if row.scope in places or any(_is_below(row.key, place, scope.used) for place in places)
+        ]
+
+    def supersede(self, scope: Scope, rows: Sequence[StepRecord]) -> None:
+        """Writes off these rows, before anything that comes after; from here on the scope runs for real."""
+        for row in rows:
+            self._unvisited.pop((row.key, row.attempt), None)
+            self.open.pop(row.key, None)
+            if row in self._earlier.get(row.scope, ()):
+                self._earlier[row.scope].remove(row)
+        scope.earlier = []
+        scope.live = True
+        if rows:
+            self.put(supersede=Supersede([(row.key, row.attempt) for row in rows]))
+
+    def old_rows(self) -> list[StepRecord]:
+        """Rows of other versions that were not come to."""
+        return list(self._unvisited.values())
+
+    def retries_of(self, key: str) -> int:
+        return self._retried.get(key, 0)
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def row(
+        self,
+        scope_path: str,
+        key: str,
+        name: str,
+        kind: Kind,
+        outcome: Outcome | None,
+        started: float,
+        fingerprint: bytes | None = None,
+        **more: Any,
+    ) -> StepRecord:
+        """A new row with the next attempt of its key and, if it is finished, the next seq."""
+        attempt = self._attempts.get(key, 0) + 1
+        self._attempts[key] = attempt
+        ended = seq = None
+        if outcome is not None:
+            self.seq += 1
+            seq = self.seq
+            ended = self.clock()
+        return StepRecord(
+            self.home, self.run, key, attempt, scope_path, name, kind, outcome, seq, self.version, self.epoch,
+            next(_nonces), fingerprint, None, started, ended, **more,
+        )  # fmt: skip
+
+    def finish(
+        self,
+        row: StepRecord,
+        outcome: Outcome,
+        value: bytes | None = None,
+        error: bytes | None = None,
+    ) -> None:
+        """Ends an open row, or overwrites how a row ended; the caller puts it."""
+        if row.seq is None:
+            self.seq += 1
+            row.seq = self.seq
+            row.ended = self.clock()
+            self.open.pop(row.key, None)
+        row.outcome = outcome
+        row.value = value
+        row.error = error
+
+    def put(
+        self, insert: tuple[StepRecord, ...] = (), update: tuple[StepRecord, ...] = (), **more: Any
+    ) -> None:
+        """Enqueues rows: durable in this order, nobody waits."""
+        self.store.put(
+            Entry(
+                self.home,
+                self.run,
+                self.epoch,
+                insert,
+                update,
+                None,
+                self._lost,
+                **more,
+                more=bool(more),
+            )
+        )
+
+    def commit(
+        self, insert: tuple[StepRecord, ...] = (), update: tuple[StepRecord, ...] = (), **more: Any
+    ) -> asyncio.Future[None]:
+        """Enqueues rows; resolved when they are durable, and never if the run was lost."""
+        durable = asyncio.get_running_loop().create_future()
+        self.store.put(
+            Entry(
+                self.home,
+                self.run,
+                self.epoch,
+                insert,
+                update,
+                durable,
+                self._lost,
+                **more,
+                more=bool(more),
+            )
+        )
+        return durable
+
+
+def escape(name: str) -> str:
+    """A name or label as one segment of a key."""
+    if name.isalnum():
+        return name
+    for character, escaped in _ESCAPES.items():
+        name = name.replace(character, escaped)
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_below(key: str, place: str, used: set[str]) -> bool:
+    """Whether a key stands below a place, but not below one of the scopes in use there."""
+    prefix = place + "/" if place else ""
+    return key.startswith(prefix) and prefix + key[len(prefix) :].split("/", 1)[0] not in used
+
+
+def error_bytes(error: StepError, retried: bool = False) -> bytes:
+    """How an error is stored."""
+    fields = {
+        "type": error.type,
+        "message": error.message,
+        "retryable": error.retryable,
+        "step": error.step,
+        "traceback": error.traceback,
+    }
+    kept = {name: _printable(value) for name, value in fields.items() if value is not None}
+    return orjson.dumps({**kept, "retried": True} if retried else kept)
+
+
+def _printable(value: Any) -> Any:
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def stored_error(data: bytes, key: str | None = None) -> StepError:
+    """The error as the job sees it, live and on replay alike."""
+    fields = orjson.loads(data)
+    return StepError(fields["type"], fields["message"], fields["retryable"], step=fields.get("step", key))

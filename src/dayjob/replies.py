@@ -1,0 +1,248 @@
+"""One model call as a step: the request, its tries and corrections, and the reply."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from dayjob.errors import InputError, InvalidAnswer, NotJSON, StepError
+from dayjob.journal import error_bytes
+from dayjob.models import Message, Model, ModelReply, ModelRequest, ToolCall, Usage
+from dayjob.prompts import Prompt
+from dayjob.retry import Again, RetryPolicy
+from dayjob.runs import Kind, Outcome, StepRecord
+from dayjob.tools import definition_of
+from dayjob.values import convert, schema_of
+
+if TYPE_CHECKING:
+    from dayjob.run import Run
+
+FENCE = "```"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A model's answer.
+
+    `value` is the answer as `returns=` asked for it, else None. `dollars` is None when the price is
+    unknown. `finish` is "stop", "length", "tool_calls" or "content_filter". `message` is the answer as
+    a chat-style message, ready to be appended to the conversation.
+    """
+
+    text: str
+    value: Any
+    tool_calls: tuple[ToolCall, ...]
+    usage: Usage
+    dollars: float | None
+    finish: str
+
+    @property
+    def message(self) -> Message:
+        message: Message = {
+            "role": "assistant",
+            "content": self.text or None if self.tool_calls else self.text,
+        }
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        return message
+
+
+class ModelCall:
+    """What `run.model` was given."""
+
+    def __init__(
+        self,
+        prompt: str | Sequence[Message],
+        model: str | Model | None,
+        instructions: str | None,
+        tools: Iterable[Any],
+        returns: Any,
+        max_tokens: int | None,
+        options: dict[str, Any],
+    ) -> None:
+        messages: list[Message] = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        )
+        if not messages:
+            raise InputError("messages: a prompt needs at least one message")
+        if instructions is not None:
+            messages.insert(0, {"role": "system", "content": instructions})
+        self.messages = messages
+        self.model = model
+        self.tools = [definition_of(tool) for tool in tools]
+        self.returns = returns
+        self.schema = None if returns is None else schema_of(returns)
+        self.max_tokens = max_tokens
+        self.options = options
+
+    async def perform(
+        self,
+        run: Run,
+        key: str,
+        name: str,
+        retry: RetryPolicy,
+        timeout: float | None,
+        corrections: int,
+    ) -> Reply:
+        """Replays the recorded reply, or asks the model until there is a good one or no reason to go on."""
+        model, missing = self._model(run)
+        prompt = self._prompt(run, model, self.messages)
+        row = await run.find(key, name, Kind.MODEL, prompt.fingerprint)
+        if row is not None:
+            run.scope.prompt = prompt
+            prompt.stored_by = f"{row.attempt}:{row.key}"
+            return self._reply_of(row, await run.replay(row, Any))
+        await run.live()
+        fingerprint = prompt.fingerprint
+        failed = run.journal.retries_of(key)
+        while True:
+            failed += 1
+            started = run.journal.clock()
+            reply, error, again = None, missing, None
+            before = run.cancellings()
+            try:
+                if error is None:
+                    reply = await self._ask(run, model, key, name, failed, prompt, timeout)
+                    value = self._value(reply)
+            except asyncio.CancelledError:
+                if run.scope.closed or run.cancellings() > before:
+                    run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None)
+                    raise
+                error = StepError("CancelledError", f"model step {name!r} cancelled itself", step=key)
+            except InvalidAnswer as problem:
+                error = StepError("InvalidAnswer", str(problem), step=key)
+                if corrections > 0:
+                    corrections -= 1
+                    again = Again()
+            except Exception as problem:
+                error = run.step_error(key, name, problem, timeout)
+                again = retry(failed, error)
+            row = self._row(
+                run, key, name, started, fingerprint, model, prompt, reply, error, again is not None
+            )
+            run.scope.prompt = prompt
+            prompt.stored_by = f"{row.attempt}:{row.key}"
+            await run.commit(row, messages=prompt.new)
+            if error is None and reply is not None:
+                return Reply(reply.text, value, reply.tool_calls, reply.usage, reply.dollars, reply.finish)
+            assert error is not None
+            if again is None:
+                raise error
+            if reply is not None:
+                prompt = self._prompt(run, model, self._corrected(prompt, reply, error))
+            await run.pause(key, failed, again.delay, error)
+
+    def _model(self, run: Run) -> tuple[Model | None, StepError | None]:
+        try:
+            return run.keeper.model_named(self.model), None
+        except (
+            Exception
+        ) as problem:  # none is configured, or its name is wrong: the step's error, not a crash
+            return None, run.step_error(run.scope.current or "", "model", problem)
+
+    def _prompt(self, run: Run, model: Model | None, messages: Sequence[Message]) -> Prompt:
+        head = {
+            "model": model.name if model else None,
+            "tools": self.tools,
+            "schema": self.schema,
+            "max_tokens": self.max_tokens,
+            "options": self.options,
+        }
+        try:
+            return Prompt(head, messages, run.scope.last_prompt(), run.journal.redact)
+        except (NotJSON, InputError) as problem:
+            raise StepError(type(problem).__name__, f"model: {problem}", step=run.scope.current) from None
+
+    async def _ask(
+        self,
+        run: Run,
+        model: Model | None,
+        key: str,
+        name: str,
+        attempt: int,
+        prompt: Prompt,
+        timeout: float | None,
+    ) -> ModelReply:
+        assert model is not None
+        events = run.keeper.events
+        if events.active:
+            events.emit("step.started", run=run.id, key=key, name=name, kind=Kind.MODEL, attempt=attempt)
+
+        def on_text(text: str) -> None:
+            if events.active and not run.scope.closed:
+                events.emit("step.text", run=run.id, key=key, attempt=attempt, text=text)
+
+        request = ModelRequest(
+            model.name, prompt.messages, self.tools, self.schema, self.max_tokens, self.options
+        )
+        run.keeper.busy += 1
+        try:
+            async with asyncio.timeout(timeout):
+                return await model.reply(request, on_text)
+        finally:
+            run.keeper.busy -= 1
+
+    def _value(self, reply: ModelReply) -> Any:
+        """The answer as `returns=` asks for it. Raises InvalidAnswer, with words for the model."""
+        if self.returns is None or reply.tool_calls:
+            return None
+        text = reply.text.strip()
+        if text.startswith(FENCE) and text.endswith(FENCE):
+            text = text[len(FENCE) : -len(FENCE)].removeprefix("json").strip()
+        try:
+            return convert(orjson.loads(text), self.returns)
+        except orjson.JSONDecodeError as problem:
+            cut = " (it was cut off at max_tokens)" if reply.finish == "length" else ""
+            raise InvalidAnswer(f"the answer is no JSON{cut}: {problem}") from None
+        except InputError as problem:
+            raise InvalidAnswer(f"the answer does not fit: {problem}") from None
+
+    def _corrected(self, prompt: Prompt, reply: ModelReply, error: StepError) -> list[Message]:
+        return [
+            *prompt.messages,
+            {"role": "assistant", "content": reply.text},
+            {
+                "role": "user",
+                "content": f"{error.message}. Answer again, with nothing but JSON that fits the schema.",
+            },
+        ]
+
+    def _row(
+        self, run: Run, key: str, name: str, started: float, fingerprint: bytes, model: Model | None, prompt: Prompt,
+        reply: ModelReply | None, error: StepError | None, again: bool,
+    ) -> StepRecord:  # fmt: skip
+        outcome = Outcome.VALUE if error is None else Outcome.SUPERSEDED if again else Outcome.ERROR
+        row = run.journal.row(run.scope.path, key, name, Kind.MODEL, outcome, started, fingerprint)
+        row.base_step, row.keep_n, row.hashes = prompt.base, prompt.keep, prompt.stored_hashes
+        row.model = (reply.model if reply else "") or (model.name if model else None)
+        row.dollars = 0.0
+        if error is not None:
+            row.error = run.journal.redact(error_bytes(error, retried=again))
+        if reply is not None:
+            row.dollars = reply.dollars
+            row.input_tokens = reply.usage.input_tokens
+            row.output_tokens = reply.usage.output_tokens
+            row.cached_tokens = reply.usage.cached_tokens
+            calls = [[call.id, call.name, call.arguments] for call in reply.tool_calls]
+            row.value = run.encode(
+                f"model step {name!r}",
+                {"text": reply.text, "tool_calls": calls, "finish": reply.finish},
+            )
+        return row
+
+    def _reply_of(self, row: StepRecord, stored: dict[str, Any]) -> Reply:
+        calls = tuple(ToolCall(*call) for call in stored["tool_calls"])
+        usage = Usage(row.input_tokens or 0, row.output_tokens or 0, row.cached_tokens or 0)
+        reply = ModelReply(stored["text"], calls, usage, row.dollars, stored["finish"])
+        return Reply(reply.text, self._value(reply), calls, usage, row.dollars, reply.finish)

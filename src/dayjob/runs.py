@@ -1,0 +1,217 @@
+"""What is stored of a run and its steps, and how a run's status may change. Pure data."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Status(StrEnum):
+    """Where a run is in its life."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    REQUIRES_ACTION = "requires_action"
+    WAITING = "waiting"
+    CANCELLING = "cancelling"
+    UNWINDING = "unwinding"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL
+
+    @property
+    def is_parked(self) -> bool:
+        return self in PARKED
+
+
+PARKED = frozenset({Status.REQUIRES_ACTION, Status.WAITING})
+TERMINAL = frozenset({Status.COMPLETED, Status.INCOMPLETE, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
+HELD = frozenset({Status.IN_PROGRESS, Status.CANCELLING, Status.UNWINDING})
+"""The statuses in which a worker may write rows of the run."""
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.IN_PROGRESS, Status.CANCELLING, Status.FAILED}),
+    Status.IN_PROGRESS: frozenset(
+        {
+            Status.QUEUED,
+            Status.REQUIRES_ACTION,
+            Status.WAITING,
+            Status.CANCELLING,
+            Status.UNWINDING,
+            *TERMINAL - {Status.CANCELLED},
+        }
+    ),
+    Status.REQUIRES_ACTION: frozenset({Status.QUEUED, Status.IN_PROGRESS, Status.CANCELLING}),
+    Status.WAITING: frozenset({Status.QUEUED, Status.IN_PROGRESS, Status.CANCELLING}),
+    Status.CANCELLING: frozenset({Status.UNWINDING, Status.CANCELLED}),
+    Status.UNWINDING: frozenset({Status.CANCELLED, Status.FAILED, Status.EXPIRED, Status.INCOMPLETE}),
+    Status.COMPLETED: frozenset({Status.QUEUED}),
+    Status.INCOMPLETE: frozenset({Status.QUEUED}),
+    Status.FAILED: frozenset({Status.QUEUED}),
+    Status.CANCELLED: frozenset({Status.QUEUED}),
+    Status.EXPIRED: frozenset({Status.QUEUED}),
+}
+"""From each status, the ones that may follow. A terminal run leaves its status only by `resume`."""
+
+
+class Kind(StrEnum):
+    """What kind of call a step is."""
+
+    CALL = "call"
+    SCOPE = "scope"
+    JOIN = "join"
+    MODEL = "model"
+    TOOL = "tool"
+    ASK = "ask"
+    EVENT = "event"
+    SLEEP = "sleep"
+    RUN = "run"
+    VALUE = "value"
+    NOTE = "note"
+
+
+class Outcome(StrEnum):
+    """How a step ended; a step without one is still open."""
+
+    VALUE = "value"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """One row of the journal. Bytes are JSON. Times are seconds since the epoch.
+
+    `key` is the step's path: the scope's key, "/", the name, and "#n" for the n-th equal name in
+    that scope. `seq` numbers the finished steps of a run in the order in which they became durable;
+    an open step has none. `answer` is what the outside gave, not yet consumed by the run.
+    """
+
+    home: str
+    run: str
+    key: str
+    attempt: int
+    scope: str
+    name: str
+    kind: str
+    outcome: str | None
+    seq: int | None
+    version: str
+    epoch: int
+    nonce: int
+    fingerprint: bytes | None
+    code: bytes | None
+    started: float
+    ended: float | None
+    due: float | None = None
+    call_key: str | None = None
+    child: str | None = None
+    model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    dollars: float | None = None
+    base_step: str | None = None
+    keep_n: int | None = None
+    hashes: bytes | None = None
+    answer: bytes | None = None
+    answered_at: float | None = None
+    answered_by: str | None = None
+    input: bytes | None = None
+    value: bytes | None = None
+    error: bytes | None = None
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One execution of a job, as stored. Bytes are JSON; times are seconds since the epoch.
+
+    `home` is what its rows are kept together by: its thread, else its root run. `epoch` counts
+    claims, `wakes` counts events from outside, `attempts` counts takeovers without progress.
+    `dollars` is None while the run is not over, and when the price of one of its calls is unknown.
+    """
+
+    home: str
+    id: str
+    project: str
+    job: str
+    version: str | None
+    status: Status
+    outcome: str | None
+    reason: str | None
+    epoch: int
+    wakes: int
+    worker: str | None
+    attempts: int
+    claimed_seq: int
+    admitted: int
+    queue: str
+    priority: int
+    due: float | None
+    thread: str | None
+    root: str
+    parent: str | None
+    parent_key: str | None
+    submit_key: str | None
+    tags: bytes | None
+    limits: bytes | None
+    source: str | None
+    pinned: int
+    changed: int
+    created: float
+    started: float | None
+    ended: float | None
+    progress_done: float | None
+    progress_total: float | None
+    success: int | None
+    score: float | None
+    verdict: str | None
+    dollars: float | None
+    input_tokens: int | None
+    output_tokens: int | None
+    steps: int | None
+    next_run: str | None
+    output: bytes | None
+    error: bytes | None
+    input: bytes | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that a run waits for from outside."""
+
+    id: str
+    run: str
+    kind: str
+    question: str
+    schema: dict[str, Any] | None
+    due: float | None
+    opened: float
+
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_id(prefix: str) -> str:
+    """An id that sorts by its time of making: 10 characters of milliseconds, 13 of chance."""
+    milliseconds = time.time_ns() // 1_000_000
+    number = milliseconds << 65 | int.from_bytes(os.urandom(9), "big") >> 7
+    return f"{prefix}_{_base32(number, 23)}"
+
+
+def _base32(number: int, length: int) -> str:
+    digits = [""] * length
+    for place in range(length - 1, -1, -1):
+        digits[place] = _ALPHABET[number & 31]
+        number >>= 5
+    return "".join(digits)

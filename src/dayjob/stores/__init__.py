@@ -1,0 +1,201 @@
+"""The seam to a database: each method is a durable verb, and one transaction.
+
+A store is opened by URL; `sqlite:///dayjob.db` is relative to the working directory, four slashes
+are absolute. The verbs are ordered as a run meets them. Whoever holds a run proves it with its
+`epoch`: what comes from an older one changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from dayjob.errors import InputError
+from dayjob.runs import RunRecord, Status, StepRecord
+
+
+@dataclass(slots=True)
+class Entry:
+    """What one run writes at once: all of it or, when the run was lost, none of it.
+
+    `durable` is resolved when it is on disk; without it nobody waits, order being all that the entry
+    needs. `lost` is called, on the event loop, when the run is no longer held at this epoch.
+    """
+
+    home: str
+    run: str
+    epoch: int
+    insert: Sequence[StepRecord] = ()
+    update: Sequence[StepRecord] = ()
+    durable: asyncio.Future[None] | None = None
+    lost: Callable[[], None] | None = None
+    messages: Sequence[tuple[bytes, bytes]] = ()
+    child: RunRecord | None = None
+    supersede: Supersede | None = None
+    memory: tuple[str, bytes] | None = None
+    append: tuple[str, str, bytes] | None = None
+    consumed: str | None = None
+    verdict: tuple[bool, float | None, str] | None = None
+    progress: tuple[float, float | None] | None = None
+    more: bool = False
+    """Set when any field below `update` is used: plain rows, by far the most, are written in bulk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supersede:
+    """Steps that no longer count: by (key, attempt), and all below the scopes named."""
+
+    steps: Sequence[tuple[str, int]] = ()
+    scopes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """A process that claims runs. A process is named by its host, boot, pid and start time."""
+
+    id: str
+    host: str
+    boot: str
+    pid: int
+    start: str
+    queues: Sequence[str]
+    jobs: Mapping[str, str]
+    lease: float
+    beat: float = 0.0
+    dead: bool = False
+    started: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a worker can take: up to `limit` runs of these queues and jobs.
+
+    `versions` are the versions that it may continue, by job, besides runs that never started.
+    `alone` allows one suspect run, by itself.
+    """
+
+    worker: str
+    queues: Sequence[str]
+    versions: Mapping[str, Sequence[str]]
+    current: Mapping[str, str]
+    limit: int
+    alone: bool = False
+    only: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InboxItem:
+    id: str
+    name: str
+    value: bytes
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What the store knows of a held run at one moment: every answer recorded up to `wakes`.
+
+    `steps` is None when only answers were asked for. `attempts` gives the last attempt by key of
+    superseded rows, `retried` how many of those were retries.
+    """
+
+    status: Status
+    outcome: str | None
+    reason: str | None
+    wakes: int
+    answered: list[StepRecord]
+    inbox: list[InboxItem]
+    steps: list[StepRecord] | None = None
+    attempts: dict[str, int] = field(default_factory=dict)
+    retried: dict[str, int] = field(default_factory=dict)
+    last_seq: int = 0
+
+
+class Held(StrEnum):
+    """What came of a guarded change."""
+
+    DONE = "done"
+    WOKEN = "woken"  # something happened meanwhile: refresh, and go on
+    LOST = "lost"  # another worker has it
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ends: its terminal status, with one reason."""
+
+    status: Status
+    reason: str | None = None
+    output: bytes | None = None
+    error: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep repaired. `next_due` is when the next timer is due, if any."""
+
+    woken: int
+    taken_over: Sequence[str]
+    poisoned: Sequence[str]
+    dead_workers: Sequence[str]
+    next_due: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The answer to a heartbeat: None held means that the worker was declared dead."""
+
+    at: float
+    held: Mapping[str, tuple[int, int]] | None
+
+
+class Store(Protocol):
+    """Where everything is durable. Every async verb raises a StoreError if the database fails."""
+
+    url: str
+
+    def put(self, entry: Entry) -> None: ...
+    async def submit(self, run: RunRecord, when_busy: str) -> RunRecord: ...
+    async def register(self, worker: WorkerRecord) -> None: ...
+    async def claim(self, wanted: Wanted) -> list[RunRecord]: ...
+    async def refresh(self, home: str, run: str, epoch: int, version: str | None) -> Loaded | None: ...
+    async def park(
+        self, home: str, run: str, epoch: int, wakes: int, status: Status, due: float | None
+    ) -> Held: ...
+    async def unpark(self, home: str, run: str, epoch: int, worker: str) -> bool: ...
+    async def release(self, home: str, run: str, epoch: int, pin: str | None) -> None: ...
+    async def unwind(self, home: str, run: str, epoch: int, wakes: int, end: End) -> Held: ...
+    async def settle(
+        self, home: str, run: str, epoch: int, wakes: int, end: End, following: RunRecord | None
+    ) -> Held: ...
+    async def answer(self, run: str, key: str, value: bytes, by: str | None) -> bool: ...
+    async def send(self, run: str, item: InboxItem) -> bool: ...
+    async def cancel(self, run: str, reason: str) -> Status: ...
+    async def resume(self, run: str, supersede: Supersede, changed: bool) -> bool: ...
+    async def sweep(self, max_attempts: int) -> Swept: ...
+    async def close(self) -> None: ...
+
+    def beat(self, worker: str) -> Beat: ...
+    def changed(self, worker: str) -> Mapping[str, tuple[int, int]] | None: ...
+
+    async def get(self, run: str) -> RunRecord | None: ...
+    async def runs(self, **filters: Any) -> list[RunRecord]: ...
+    async def steps(self, run: str, after: int = 0) -> list[StepRecord]: ...
+    async def open_steps(self, run: str | None, kinds: Sequence[str]) -> list[StepRecord]: ...
+
+
+def open_store(url: str, **options: Any) -> Any:
+    """The store that a URL names. Raises InputError for an unknown kind of URL, StoreError for a bad file."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise InputError(
+            f"store: {url!r} is no URL; expected sqlite:///path (relative) or sqlite:////path (absolute)"
+        )
+    if scheme == "sqlite":
+        from dayjob.stores.sqlite import SQLiteStore
+
+        return SQLiteStore(url, **options)
+    if scheme in ("postgresql", "postgres"):
+        raise InputError(f"store: {scheme}:// is not supported yet; use sqlite:///dayjob.db")
+    raise InputError(f"store: {scheme}:// is not a kind of store; expected sqlite:///path")

@@ -1,0 +1,185 @@
+-- Dayjob on SQLite, schema 1.
+--
+-- `runs` is the queue and the life of each run; `steps` is the journal: one row per step, written
+-- by the worker that holds the run (epoch), replayed after a crash, shown as the trace, delivered
+-- as the event stream, summed as the cost. The rest is what steps refer to or wait for.
+--
+-- Every primary key begins with `home` (the thread, else the root run), and no foreign key or
+-- transaction crosses homes, so that rows can be spread over shards later. Times are seconds since
+-- the epoch. BLOBs named input, value, output, error and answer are JSON. `WITHOUT ROWID` keeps a row
+-- in one tree, which halves what a step writes.
+
+CREATE TABLE runs (
+    home            TEXT    NOT NULL,
+    id              TEXT    NOT NULL,
+    project         TEXT    NOT NULL,
+    job             TEXT    NOT NULL,
+    version         TEXT,                       -- of the code that claimed it last
+    status          TEXT    NOT NULL,
+    outcome         TEXT,                       -- while unwinding: the status to come
+    reason          TEXT,
+    epoch           INTEGER NOT NULL DEFAULT 0, -- raised by each claim: the fence
+    wakes           INTEGER NOT NULL DEFAULT 0, -- raised by each event from outside
+    worker          TEXT,                       -- who holds it
+    attempts        INTEGER NOT NULL DEFAULT 0, -- takeovers without progress
+    claimed_seq     INTEGER NOT NULL DEFAULT 0, -- the last seq when it was claimed
+    admitted        INTEGER NOT NULL DEFAULT 1, -- 0: not yet its turn (delay, busy thread)
+    queue           TEXT    NOT NULL,
+    priority        INTEGER NOT NULL DEFAULT 0,
+    due             REAL,                       -- parked: next timer; not admitted: start of the delay's end
+    thread          TEXT,
+    root            TEXT    NOT NULL,
+    parent          TEXT,
+    parent_key      TEXT,                       -- the parent's step that waits for this run
+    submit_key      TEXT,
+    tags            BLOB,
+    limits          BLOB,
+    source          TEXT,                       -- FILE:JOB, when started from a file
+    pinned          INTEGER NOT NULL DEFAULT 0, -- only its own version may go on with it
+    changed         INTEGER NOT NULL DEFAULT 0, -- resumed to run changed step functions again
+    created         REAL    NOT NULL,
+    started         REAL,
+    ended           REAL,
+    progress_done   REAL,
+    progress_total  REAL,
+    success         INTEGER,
+    score           REAL,
+    verdict         TEXT,
+    dollars         REAL,                       -- these four are summed when the run ends
+    input_tokens    INTEGER,
+    output_tokens   INTEGER,
+    steps           INTEGER,
+    next_run        TEXT,                       -- continue_as: the run that goes on
+    output          BLOB,
+    error           BLOB,
+    PRIMARY KEY (home, id)
+) WITHOUT ROWID;
+
+CREATE UNIQUE INDEX runs_id ON runs (id);
+CREATE UNIQUE INDEX runs_submit_key ON runs (project, job, submit_key) WHERE submit_key IS NOT NULL;
+CREATE UNIQUE INDEX runs_active_thread ON runs (thread)
+    WHERE thread IS NOT NULL AND admitted = 1
+      AND status NOT IN ('completed', 'incomplete', 'failed', 'cancelled', 'expired');
+CREATE INDEX runs_claimable ON runs (queue, priority DESC, id, job, version)
+    WHERE worker IS NULL AND admitted = 1 AND status IN ('queued', 'cancelling', 'unwinding');
+CREATE INDEX runs_held ON runs (worker) WHERE worker IS NOT NULL;
+CREATE INDEX runs_due ON runs (due) WHERE due IS NOT NULL;
+CREATE INDEX runs_parent ON runs (parent) WHERE parent IS NOT NULL;
+CREATE INDEX runs_enqueued_thread ON runs (thread, id) WHERE admitted = 0 AND thread IS NOT NULL;
+
+-- A run's input stands apart, so that a change of status never rewrites it.
+CREATE TABLE inputs (
+    home  TEXT NOT NULL,
+    run   TEXT NOT NULL,
+    input BLOB NOT NULL,
+    PRIMARY KEY (home, run)
+) WITHOUT ROWID;
+
+CREATE TABLE steps (
+    home          TEXT    NOT NULL,
+    run           TEXT    NOT NULL,
+    key           TEXT    NOT NULL,             -- scope/name#ordinal
+    attempt       INTEGER NOT NULL,
+    scope         TEXT    NOT NULL,
+    name          TEXT    NOT NULL,
+    kind          TEXT    NOT NULL,
+    outcome       TEXT,                         -- NULL while open; value, error, cancelled, superseded
+    seq           INTEGER,                      -- order of completion in the run; NULL while open
+    version       TEXT    NOT NULL,
+    epoch         INTEGER NOT NULL,
+    nonce         INTEGER NOT NULL,             -- so that a flush may be sent again
+    fingerprint   BLOB,                         -- of name and input
+    code          BLOB,                         -- of the step's function
+    started       REAL    NOT NULL,
+    ended         REAL,
+    due           REAL,
+    call_key      TEXT,
+    child         TEXT,
+    model         TEXT,
+    input_tokens  INTEGER,
+    output_tokens INTEGER,
+    cached_tokens INTEGER,
+    dollars       REAL,
+    base_step     TEXT,                         -- a prompt is: keep_n hashes of base_step's, then `hashes`
+    keep_n        INTEGER,
+    hashes        BLOB,
+    answer        BLOB,                         -- from outside, not yet consumed by the run
+    answered_at   REAL,
+    answered_by   TEXT,
+    input         BLOB,
+    value         BLOB,
+    error         BLOB,
+    PRIMARY KEY (home, run, key, attempt)
+) WITHOUT ROWID;
+
+CREATE UNIQUE INDEX steps_seq ON steps (run, seq) WHERE seq IS NOT NULL;
+CREATE INDEX steps_open ON steps (run, kind) WHERE outcome IS NULL;
+
+-- Each message of a prompt, once per home, by the hash of its bytes.
+CREATE TABLE messages (
+    home  TEXT NOT NULL,
+    hash  BLOB NOT NULL,
+    bytes BLOB NOT NULL,
+    PRIMARY KEY (home, hash)
+) WITHOUT ROWID;
+
+-- Values sent to a run by name, before it asks for them.
+CREATE TABLE inbox (
+    home  TEXT NOT NULL,
+    run   TEXT NOT NULL,
+    id    TEXT NOT NULL,
+    name  TEXT NOT NULL,
+    value BLOB NOT NULL,
+    sent  REAL NOT NULL,
+    PRIMARY KEY (home, run, id)
+) WITHOUT ROWID;
+
+CREATE TABLE threads (
+    home    TEXT NOT NULL,
+    id      TEXT NOT NULL,
+    project TEXT NOT NULL,
+    created REAL NOT NULL,
+    PRIMARY KEY (home, id)
+) WITHOUT ROWID;
+
+CREATE TABLE thread_messages (
+    home    TEXT    NOT NULL,
+    thread  TEXT    NOT NULL,
+    n       INTEGER NOT NULL,
+    id      TEXT    NOT NULL,
+    run     TEXT,
+    message BLOB    NOT NULL,
+    created REAL    NOT NULL,
+    PRIMARY KEY (home, thread, n)
+) WITHOUT ROWID;
+
+CREATE TABLE memory (
+    home    TEXT NOT NULL,                      -- the project: memory outlives threads
+    name    TEXT NOT NULL,
+    value   BLOB NOT NULL,
+    updated REAL NOT NULL,
+    PRIMARY KEY (home, name)
+) WITHOUT ROWID;
+
+CREATE TABLE workers (
+    id      TEXT    NOT NULL PRIMARY KEY,
+    host    TEXT    NOT NULL,
+    boot    TEXT    NOT NULL,                   -- a process is this host, boot, pid and start
+    pid     INTEGER NOT NULL,
+    start   TEXT    NOT NULL,
+    queues  BLOB    NOT NULL,
+    jobs    BLOB    NOT NULL,                   -- {"job": "version"}
+    beat    REAL    NOT NULL,
+    lease   REAL    NOT NULL,                   -- seconds past `beat` after which it is dead
+    dead    INTEGER NOT NULL DEFAULT 0,
+    started REAL    NOT NULL
+) WITHOUT ROWID;
+
+-- Which code is newer: the order in which versions were first seen.
+CREATE TABLE versions (
+    job     TEXT    NOT NULL,
+    version TEXT    NOT NULL,
+    n       INTEGER NOT NULL,
+    seen    REAL    NOT NULL,
+    PRIMARY KEY (job, version)
+) WITHOUT ROWID;

@@ -1,0 +1,350 @@
+"""Group commit: one thread that writes everything a process has ready in one transaction.
+
+Natural batching, never lingering: while one commit waits for the disk, the next batch gathers. The
+event loop is woken once per flush. A failing database keeps entries pending and tries again; verbs,
+which somebody outside waits for, get the error at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dayjob.errors import StoreError, StoreFull, StoreLocked, StoreUnavailable
+from dayjob.runs import StepRecord
+from dayjob.stores import Entry
+
+T = TypeVar("T")
+
+STEP_COLUMNS = tuple(StepRecord.__dataclass_fields__)
+step_values: Callable[[StepRecord], tuple[Any, ...]] = attrgetter(*STEP_COLUMNS)
+_HELD = "('in_progress', 'cancelling', 'unwinding')"
+_numbered = {name: f"?{number}" for number, name in enumerate(STEP_COLUMNS, 1)}
+# A row that is there with the same nonce was flushed before a lost reply: it counts as written.
+INSERT_STEP = f"""
+INSERT INTO steps ({", ".join(STEP_COLUMNS)})
+SELECT {", ".join(_numbered.values())} FROM runs
+ WHERE home = ?1 AND id = ?2 AND epoch = {_numbered["epoch"]} AND status IN {_HELD}
+ON CONFLICT (home, run, key, attempt) DO UPDATE SET nonce = nonce WHERE nonce = excluded.nonce
+"""
+_FENCE = f"SELECT 1 FROM runs WHERE home = ? AND id = ? AND epoch = ? AND status IN {_HELD}"
+_ROW_ERRORS = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+)
+RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
+CHECKPOINT_BYTES = 8 * 1024 * 1024
+RESTART_PAGES = 16_384
+_ROW_BYTES = 400
+
+
+class Verb:
+    """A transaction that somebody waits for."""
+
+    __slots__ = ("future", "run")
+
+    def __init__(self, run: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any]) -> None:
+        self.run = run
+        self.future = future
+
+
+class FairLock:
+    """Lets processes that share one file write in turn.
+
+    SQLite's own busy handler is no queue: a busy writer takes its lock again before a waiting one
+    wakes. Here whoever has had a turn stands in line behind those who wait for the next.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._files = [
+            os.open(f"{path}-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            for name in ("next", "turn")
+        ]
+
+    def __enter__(self) -> None:
+        line, turn = self._files
+        _flock(line, True)
+        _flock(turn, True)
+        _flock(line, False)
+
+    def __exit__(self, *_: object) -> None:
+        _flock(self._files[1], False)
+
+    def close(self) -> None:
+        for file in self._files:
+            os.close(file)
+
+
+try:
+    import fcntl
+
+    def _flock(file: int, locked: bool) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX if locked else fcntl.LOCK_UN)
+
+except ImportError:  # no flock here: SQLite's own lock is all there is
+
+    def _flock(file: int, locked: bool) -> None:
+        pass
+
+
+class Writer:
+    """The one thread that writes; see the module."""
+
+    def __init__(
+        self,
+        path: str,
+        connect: Callable[[], sqlite3.Connection],
+        compile_entry: Callable[[Entry], list[tuple[str, Sequence[Any]]]],
+        on_trouble: Callable[[StoreError], None],
+    ) -> None:
+        self._path = path
+        self._connect = connect
+        self._compile = compile_entry
+        self._on_trouble = on_trouble
+        self._queue: queue.SimpleQueue[Entry | Verb | None] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = FairLock(path)
+        self._unchecked_bytes = 0
+        self._checkpoint_due = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="dayjob-writer", daemon=True)
+        self._checkpointer = threading.Thread(target=self._checkpoint, name="dayjob-checkpoint", daemon=True)
+        self._thread.start()
+        self._checkpointer.start()
+
+    def put(self, entry: Entry) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self._queue.put(entry)
+
+    async def run(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise StoreUnavailable(f"{self._path}: the store is closed")
+        if self._loop is None:
+            self._loop = loop
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put(Verb(transaction, future))
+        return await future
+
+    def close(self) -> None:
+        """Writes what is queued, then stops."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join(timeout=30)
+        self._checkpoint_due.set()
+        self._checkpointer.join(timeout=30)
+        self._lock.close()
+
+    def _work(self) -> None:
+        connection = self._connect()
+        pending: list[Entry | Verb] = []
+        closing = False
+        failures = 0
+        while not closing or pending:
+            if not pending:
+                first = self._queue.get()
+                closing = first is None
+                pending = [] if first is None else [first]
+            while not self._queue.empty():
+                item = self._queue.get_nowait()
+                if item is None:
+                    closing = True
+                else:
+                    pending.append(item)
+            try:
+                replies = self._flush(connection, pending)
+            except sqlite3.DatabaseError as problem:
+                pending = self._keep_entries(pending, translated(problem, self._path))
+                if closing and failures >= len(RETRY_SECONDS):
+                    break
+                time.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)] if pending else 0)
+                failures += 1
+                continue
+            failures = 0
+            pending = []
+            self._reply(replies)
+        connection.close()
+
+    def _flush(self, connection: sqlite3.Connection, batch: list[Entry | Verb]) -> list[tuple[Any, ...]]:
+        """One transaction for the whole batch; if a row was stale or bad, again with each item by itself."""
+        with self._lock:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                replies = self._write_together(connection, batch)
+                if replies is None:
+                    connection.execute("ROLLBACK")
+                    connection.execute("BEGIN IMMEDIATE")
+                    replies = self._write_apart(connection, batch)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        self._note_written(batch)
+        return replies
+
+    def _write_together(
+        self, connection: sqlite3.Connection, batch: list[Entry | Verb]
+    ) -> list[tuple[Any, ...]] | None:
+        replies: list[tuple[Any, ...]] = []
+        rows: list[tuple[Any, ...]] = []
+        for item in batch:
+            if type(item) is Entry:
+                if len(item.insert) == 1 and not (item.update or item.more):
+                    rows.append(step_values(item.insert[0]))
+                else:
+                    if not (_insert(connection, rows) and self._apply(connection, item)):
+                        return None
+                    rows = []
+                if item.durable is not None:
+                    replies.append((_succeed, item.durable, None))
+            else:
+                if not _insert(connection, rows):
+                    return None
+                rows = []
+                replies.append(self._run_verb(connection, item))
+        return replies if _insert(connection, rows) else None
+
+    def _write_apart(
+        self, connection: sqlite3.Connection, batch: list[Entry | Verb]
+    ) -> list[tuple[Any, ...]]:
+        replies: list[tuple[Any, ...]] = []
+        for item in batch:
+            if not isinstance(item, Entry):
+                replies.append(self._run_verb(connection, item))
+                continue
+            connection.execute("SAVEPOINT entry")
+            if self._apply(connection, item):
+                if item.durable is not None:
+                    replies.append((_succeed, item.durable, None))
+            else:
+                connection.execute("ROLLBACK TO entry")
+                if item.lost is not None:
+                    replies.append((item.lost,))
+            connection.execute("RELEASE entry")
+        return replies
+
+    def _apply(self, connection: sqlite3.Connection, entry: Entry) -> bool:
+        """Writes an entry; False if its run is held by another, or if the row cannot be stored at all."""
+        if connection.execute(_FENCE, (entry.home, entry.run, entry.epoch)).fetchone() is None:
+            return False
+        try:
+            for statement, values in self._compile(entry):
+                if connection.execute(statement, values).rowcount == 0 and statement is INSERT_STEP:
+                    return False
+        except _ROW_ERRORS:
+            return False
+        return True
+
+    def _run_verb(self, connection: sqlite3.Connection, verb: Verb) -> tuple[Any, ...]:
+        connection.execute("SAVEPOINT verb")
+        try:
+            result = verb.run(connection)
+        except sqlite3.DatabaseError as problem:
+            if not isinstance(problem, _ROW_ERRORS):
+                raise
+            connection.execute("ROLLBACK TO verb")
+            return (_fail, verb.future, problem)
+        except (
+            Exception
+        ) as problem:  # the verb's own refusal, or its bug: it is the caller's, not the batch's
+            connection.execute("ROLLBACK TO verb")
+            return (_fail, verb.future, problem)
+        finally:
+            if connection.in_transaction:
+                connection.execute("RELEASE verb")
+        return (_succeed, verb.future, result)
+
+    def _keep_entries(self, batch: list[Entry | Verb], error: StoreError) -> list[Entry | Verb]:
+        self._reply([(_fail, item.future, error) for item in batch if isinstance(item, Verb)])
+        self._on_trouble(error)
+        return [item for item in batch if isinstance(item, Entry)]
+
+    def _reply(self, replies: list[tuple[Any, ...]]) -> None:
+        if not replies or self._loop is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(_call_all, replies)
+        except RuntimeError:  # the loop is closed: nobody is left to tell
+            pass
+
+    def _note_written(self, batch: list[Entry | Verb]) -> None:
+        for item in batch:
+            self._unchecked_bytes += _ROW_BYTES
+            if isinstance(item, Entry):
+                self._unchecked_bytes += sum(len(row.value or b"") for row in item.insert)
+        if self._unchecked_bytes > CHECKPOINT_BYTES:
+            self._unchecked_bytes = 0
+            self._checkpoint_due.set()
+
+    def _checkpoint(self) -> None:
+        """Moves the log into the database, beside the commits rather than in their way."""
+        connection = self._connect()
+        while not self._closed:
+            self._checkpoint_due.wait()
+            self._checkpoint_due.clear()
+            try:
+                _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if pages > RESTART_PAGES and not self._closed:
+                    with self._lock:
+                        connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            except sqlite3.DatabaseError as problem:
+                self._on_trouble(translated(problem, self._path))
+        connection.close()
+
+
+def _insert(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> bool:
+    """Writes plain step rows in one go; False if any was stale."""
+    if not rows:
+        return True
+    try:
+        return connection.executemany(INSERT_STEP, rows).rowcount == len(rows)
+    except _ROW_ERRORS:
+        return False
+
+
+def _call_all(replies: list[tuple[Any, ...]]) -> None:
+    for call, *args in replies:
+        call(*args)
+
+
+def _succeed(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def translated(problem: sqlite3.Error, path: str) -> StoreError:
+    """SQLite's error, in words that say what to do."""
+    text = str(problem)
+    if "locked" in text or "busy" in text:
+        return StoreLocked(
+            f"{path}: another program holds the database's lock. Close it, or wait and try again."
+        )
+    if "full" in text:
+        return StoreFull(
+            f"{path}: no space is left on the device. Free some; nothing that was accepted is lost."
+        )
+    if "readonly" in text or "unable to open" in text:
+        directory = Path(path).resolve().parent
+        return StoreUnavailable(
+            f"{path}: cannot be written ({text}). Check that {directory} exists and is writable."
+        )
+    return StoreUnavailable(f"{path}: {text}")
