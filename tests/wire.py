@@ -93,9 +93,7 @@ class Wire:
             with suppress(ConnectionError):
                 await writer.wait_closed()
 
-    async def _send(
-        self, answer: Answer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bool:
+    async def _send(self, answer: Answer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Sends the answer; false when the connection is of no more use."""
         sending = asyncio.create_task(_send(answer, writer))
         closing = asyncio.create_task(reader.read(1))
@@ -154,9 +152,7 @@ def event(data: Any) -> bytes:
     return f"data: {text}\n\n".encode()
 
 
-def chunk(
-    delta: Mapping[str, Any] | None = None, finish: str | None = None, **more: Any
-) -> bytes:
+def chunk(delta: Mapping[str, Any] | None = None, finish: str | None = None, **more: Any) -> bytes:
     """One event of the stream; without a delta it has no choices, like the one with the usage."""
     choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish}]
     return event(
@@ -195,10 +191,7 @@ def calls(name: str, *arguments: str, call_id: str | None = "call_1") -> Answer:
     opening = {"index": 0, "id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
     return stream(
         chunk({"role": "assistant", "content": None, "tool_calls": [opening]}),
-        *(
-            chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
-            for piece in arguments
-        ),
+        *(chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}) for piece in arguments),
         chunk({}, "tool_calls"),
         chunk(usage=USAGE),
     )

@@ -15,16 +15,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-import orjson
-
-from dayjob.errors import DayjobError, InputError, ModelNotConfigured, StepError, StoreError
+from dayjob.errors import DayjobError, ModelNotConfigured, StepError, StoreError
 from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.join import Wait
 from dayjob.journal import Journal, Scope, error_bytes
 from dayjob.models import Model, open_model
-from dayjob.run import DUE, Run, never, new_run
-from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord
+from dayjob.run import Run, new_run
+from dayjob.runs import Kind, RunRecord, Status, StepRecord
+from dayjob.steps import DUE, never
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
 from dayjob.values import Redactor, encode
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from dayjob.errors import NotJSON, StepError
 from dayjob.journal import Scope, error_bytes, escape, stored_error
 from dayjob.runs import Kind, Outcome, StepRecord
+from dayjob.steps import Steps
 from dayjob.values import canonical, decode, digest
-
-if TYPE_CHECKING:
-    from dayjob.run import Run
 
 
 class Branch:
@@ -28,7 +26,7 @@ class Branch:
 
     __slots__ = ("call", "fingerprint", "index", "key", "label", "outcome", "recorded", "returns", "row", "scope", "started", "task")  # fmt: skip
 
-    def __init__(self, index: int, label: str, call: Callable[[Run], Any], item: Any, returns: Any) -> None:
+    def __init__(self, index: int, label: str, call: Callable[[Any], Any], item: Any, returns: Any) -> None:
         self.index = index
         self.label = label
         self.call = call
@@ -47,10 +45,10 @@ class Join:
 
     def __init__(
         self,
-        run: Run,
+        run: Steps,
         key: str,
         name: str,
-        calls: list[tuple[str, Callable[[Run], Any], Any]],
+        calls: list[tuple[str, Callable[[Any], Any], Any]],
         types: list[Any],
         race: bool,
         limit: int | None,

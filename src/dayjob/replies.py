@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
@@ -15,11 +15,9 @@ from dayjob.models import Message, Model, ModelReply, ModelRequest, ToolCall, Us
 from dayjob.prompts import Prompt
 from dayjob.retry import Again, RetryPolicy
 from dayjob.runs import Kind, Outcome, StepRecord
+from dayjob.steps import Steps, cancellings
 from dayjob.tools import definition_of
 from dayjob.values import convert, schema_of
-
-if TYPE_CHECKING:
-    from dayjob.run import Run
 
 FENCE = "```"
 
@@ -88,7 +86,7 @@ class ModelCall:
 
     async def perform(
         self,
-        run: Run,
+        run: Steps,
         key: str,
         name: str,
         retry: RetryPolicy,
@@ -110,13 +108,13 @@ class ModelCall:
             failed += 1
             started = run.journal.clock()
             reply, error, again = None, missing, None
-            before = run.cancellings()
+            before = cancellings()
             try:
                 if error is None:
                     reply = await self._ask(run, model, key, name, failed, prompt, timeout)
                     value = self._value(reply)
             except asyncio.CancelledError:
-                if run.scope.closed or run.cancellings() > before:
+                if run.scope.closed or cancellings() > before:
                     run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None)
                     raise
                 error = StepError("CancelledError", f"model step {name!r} cancelled itself", step=key)
@@ -143,7 +141,7 @@ class ModelCall:
                 prompt = self._prompt(run, model, self._corrected(prompt, reply, error))
             await run.pause(key, failed, again.delay, error)
 
-    def _model(self, run: Run) -> tuple[Model | None, StepError | None]:
+    def _model(self, run: Steps) -> tuple[Model | None, StepError | None]:
         try:
             return run.keeper.model_named(self.model), None
         except (
@@ -151,7 +149,7 @@ class ModelCall:
         ) as problem:  # none is configured, or its name is wrong: the step's error, not a crash
             return None, run.step_error(run.scope.current or "", "model", problem)
 
-    def _prompt(self, run: Run, model: Model | None, messages: Sequence[Message]) -> Prompt:
+    def _prompt(self, run: Steps, model: Model | None, messages: Sequence[Message]) -> Prompt:
         head = {
             "model": model.name if model else None,
             "tools": self.tools,
@@ -166,7 +164,7 @@ class ModelCall:
 
     async def _ask(
         self,
-        run: Run,
+        run: Steps,
         model: Model | None,
         key: str,
         name: str,
@@ -219,7 +217,7 @@ class ModelCall:
         ]
 
     def _row(
-        self, run: Run, key: str, name: str, started: float, fingerprint: bytes, model: Model | None, prompt: Prompt,
+        self, run: Steps, key: str, name: str, started: float, fingerprint: bytes, model: Model | None, prompt: Prompt,
         reply: ModelReply | None, error: StepError | None, again: bool,
     ) -> StepRecord:  # fmt: skip
         outcome = Outcome.VALUE if error is None else Outcome.SUPERSEDED if again else Outcome.ERROR

@@ -45,9 +45,9 @@ class Local:
     """A GGUF model in this process; replies at the same time share it, batched together.
 
     `window` is how many tokens a prompt and its answer may have together. The model is loaded on
-    first use, off the event loop. Replies are greedy (temperature 0), so the same request gives the
-    same reply, unless `options` say otherwise: `temperature`, `seed`, `top_p`, `stop` and what else
-    llama.cpp's server takes. With tools, the text of an answer comes in one piece.
+    first use. The same request gives the same reply, unless `options` say otherwise: `temperature`,
+    `seed`, `cache_prompt` (true: much faster on a growing conversation, not quite repeatable) and
+    what else llama.cpp's server takes. With tools, the text of an answer comes in one piece.
     """
 
     def __init__(self, path: str | Path | None = None, *, window: int = 4096) -> None:
@@ -286,6 +286,9 @@ def _body(request: ModelRequest, offer: _Offer) -> Json:
     options = {k: v for k, v in request.options.items() if k not in NOT_FOR_THE_ENGINE}
     body = {
         "temperature": 0.0,
+        # What is kept of an earlier prompt was computed in other batches and rounded otherwise: the
+        # same request then often gives another reply (tried: five of eight).
+        "cache_prompt": False,
         **options,
         "messages": _plain_messages(request.messages, offer),
         "stream": True,

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,15 +18,13 @@ from dayjob.errors import (
     ForeignStore,
     InputError,
     StoreError,
-    StoreLocked,
     StoreTooNew,
     StoreUnavailable,
     SubmitConflict,
     ThreadBusy,
     UnknownRun,
-    WrongStatus,
 )
-from dayjob.runs import TERMINAL, Kind, Outcome, RunRecord, Status, StepRecord, new_id
+from dayjob.runs import TERMINAL, Kind, RunRecord, Status, StepRecord, new_id
 from dayjob.stores import (
     Beat,
     End,

@@ -1,0 +1,141 @@
+"""A function as a step: called once, tried again by its policy, or given a scope of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from dayjob.errors import NotJSON, StepError
+from dayjob.journal import Scope, error_bytes
+from dayjob.retry import RetryPolicy
+from dayjob.runs import Kind, Outcome
+from dayjob.shapes import Shape, shape_of
+from dayjob.steps import Steps, awaited, cancellings, never
+from dayjob.values import canonical, decode
+
+
+async def call(
+    run: Steps,
+    key: str,
+    name: str,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    shape: Shape,
+    input: bytes,
+    fingerprint: bytes,
+    retry: RetryPolicy,
+    timeout: float | None,
+) -> Any:
+    await run.live()
+    journal, scope = run.journal, run.scope
+    attempt = journal.retries_of(key)
+    while True:
+        attempt += 1
+        started = journal.clock()
+        if run.keeper.events.active:
+            run.keeper.events.emit(
+                "step.started", run=run.id, key=key, name=name, kind=Kind.CALL, attempt=attempt
+            )
+        before = cancellings()
+        value = data = error = None
+        run.keeper.busy += 1
+        try:
+            if timeout is None:
+                value = await _called(fn, args, shape)
+            else:
+                async with asyncio.timeout(timeout):
+                    value = await _called(fn, args, shape)
+            data = run.encode(f"step {name!r}", value, shape.returns)
+            value = decode(data, shape.returns)
+        except asyncio.CancelledError:
+            if scope.closed or cancellings() > before:
+                run.record_cancelled(key, name, Kind.CALL, started, fingerprint, input)
+                raise
+            error = StepError("CancelledError", f"step {name!r} cancelled itself", step=key)
+        except Exception as problem:
+            error = run.step_error(key, name, problem, timeout)
+        finally:
+            run.keeper.busy -= 1
+        again = retry(attempt, error) if error is not None else None
+        outcome = Outcome.VALUE if error is None else Outcome.SUPERSEDED if again else Outcome.ERROR
+        row = journal.row(
+            scope.path, key, name, Kind.CALL, outcome, started, fingerprint, input=input, value=data,
+            error=None if error is None else journal.redact(error_bytes(error, retried=again is not None)),
+        )  # fmt: skip
+        row.code = shape.code
+        await run.commit(row)
+        if error is None:
+            return value
+        if again is None:
+            raise error
+        await run.pause(key, attempt, again.delay, error)
+        if again.instead is not None:
+            fn, shape = again.instead, shape_of(again.instead)
+
+
+async def call_scoped(
+    run: Steps,
+    key: str,
+    name: str,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    shape: Shape,
+    input: bytes,
+    fingerprint: bytes,
+    timeout: float | None,
+) -> Any:
+    """Calls a function with a scope of its own; a finished scope of this version is not entered again."""
+    journal, keeper, scope = run.journal, run.keeper, run.scope
+    row = await run.find(key, name, Kind.SCOPE, fingerprint)
+    if row is not None and (run.is_settled(row) or row.outcome == Outcome.CANCELLED):
+        return await run.replay(row, shape.returns)
+    inner = Scope(journal, key, scope, source=row.key if row else None)
+    inner.owner = asyncio.current_task()
+    outer = keeper.enter(inner)
+    started = journal.clock()
+    before = cancellings()
+    if keeper.events.active:
+        keeper.events.emit("step.started", run=run.id, key=key, name=name, kind=Kind.SCOPE, attempt=1)
+    try:
+        inside = run.inside(inner)
+        value, data, error = await inside.body(
+            partial(fn, inside, *args), shape.returns, name, timeout, before
+        )
+    except asyncio.CancelledError:
+        run.record_cancelled(key, name, Kind.SCOPE, started, fingerprint, input)
+        raise
+    finally:
+        inner.leave()
+        keeper.leave(inner, outer)
+    if scope.closed:
+        await never()
+    if row is not None and not inner.live:
+        return await run.replay(row, shape.returns)
+    if row is not None:
+        await run.diverge([row, *journal.doomed(scope)])
+    finished = journal.row(
+        scope.path, key, name, Kind.SCOPE, Outcome.VALUE if error is None else Outcome.ERROR, started, fingerprint,
+        input=input, value=data, error=None if error is None else journal.redact(error_bytes(error)),
+    )  # fmt: skip
+    scope.prompt = inner.prompt or scope.prompt
+    scope.live = True
+    await run.commit(finished)
+    if error is not None:
+        raise error
+    return value
+
+
+def encoded_arguments(name: str, args: tuple[Any, ...]) -> bytes:
+    try:
+        return canonical(args)
+    except NotJSON as problem:
+        raise StepError("NotJSON", f"step {name!r}: argument {problem}") from None
+
+
+async def _called(fn: Callable[..., Any], args: tuple[Any, ...], shape: Shape) -> Any:
+    if shape.is_async:
+        return await fn(*args)
+    result = await asyncio.to_thread(fn, *args)
+    return await awaited(result)

@@ -1,0 +1,448 @@
+"""How a step is found, done and recorded: what all the verbs of `Run` have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, Protocol, Self
+
+import orjson
+
+from dayjob.errors import DayjobError, InputError, StepError
+from dayjob.events import Events
+from dayjob.jobs import Request
+from dayjob.journal import Journal, Scope, error_bytes, stored_error
+from dayjob.models import Model
+from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
+from dayjob.values import canonical, decode, digest, encode
+
+MISSING: Any = object()
+DUE: Any = object()
+"""What a wait is given when its time has come."""
+
+
+class Keeper(Protocol):
+    """Who executes a run: what its verbs need of them."""
+
+    journal: Journal
+    events: Events
+    record: RunRecord
+    dormant: bool
+    ending: bool
+    busy: int
+    inbox: dict[str, list[Any]]
+
+    def valid(self, now: float) -> bool: ...
+    async def ready(self, scope: Scope) -> None: ...
+    def fatal(self, reason: str) -> None: ...
+    def warn(self, step: str, message: str) -> None: ...
+    def model_named(self, model: str | Model | None) -> Model: ...
+    def enter(self, scope: Scope) -> Scope | None: ...
+    def leave(self, scope: Scope, outer: Scope | None) -> None: ...
+    def current_scope(self, otherwise: Scope) -> Scope: ...
+    def count(self, scope: Scope) -> None: ...
+    def uncount(self, scope: Scope) -> None: ...
+    def spawn(self, scope: Scope, body: Awaitable[None]) -> asyncio.Task[None]: ...
+    def wait(self, scope: Scope, row: StepRecord) -> Awaitable[Any]: ...
+    def stop_waiting(self, row: StepRecord) -> None: ...
+    def defer(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
+    def continue_as(self, request: Request) -> None: ...
+    def expire(self, reason: str) -> None: ...
+    def keep_old_version(self) -> None: ...
+
+
+async def never() -> NoReturn:
+    """Does not return: what a call on a closed scope does, since an error could be caught and tried again."""
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
+
+
+class Steps:
+    """A sequential scope of journaled steps, in the hands of whoever runs in it."""
+
+    def __init__(self, keeper: Keeper, scope: Scope) -> None:
+        self.keeper = keeper
+        self.scope = scope
+        self.journal = keeper.journal
+
+    @property
+    def id(self) -> str:
+        return self.keeper.record.id
+
+    def inside(self, scope: Scope) -> Self:
+        """Another scope, of the same kind."""
+        return type(self)(self.keeper, scope)
+
+    # --- how a step is done ----------------------------------------------------------------------
+
+    async def begin(self, name: str) -> str:
+        """Opens a step in this scope, and gives its key."""
+        scope, keeper = self.scope, self.keeper
+        if scope.closed:
+            await never()
+        if scope.current is not None:
+            keeper.fatal(
+                f"two calls at once in one scope: {name!r} began while {scope.current!r} was in progress. "
+                "Await each call, or use gather, map or race."
+            )
+            await never()
+        if keeper.dormant or not keeper.valid(self.journal.clock()):
+            await keeper.ready(scope)
+        scope.current = key = scope.next_key(name)
+        return key
+
+    async def find(
+        self, key: str, name: str, kind: Kind, fingerprint: bytes | None, code: bytes | None = None
+    ) -> StepRecord | None:
+        """The recorded row; None once it is certain that the step has to be done."""
+        scope, journal = self.scope, self.journal
+        row = journal.find(scope, key, name, kind, fingerprint, code)
+        if row is None:
+            if doomed := journal.doomed(scope):
+                await self.diverge(doomed)
+            return None
+        if row.kind != kind:
+            self.keeper.fatal(
+                f"step {key!r} is a {kind} now and was a {row.kind}: the job is not deterministic"
+            )
+            await never()
+        if row.fingerprint != fingerprint:
+            self.keeper.warn(
+                key,
+                "its input differs from the recorded one: something in the job is not deterministic",
+            )
+        if asyncio.current_task() is not scope.owner:
+            await asyncio.sleep(0)  # so that two calls at once meet, on replay as they do live
+        return row
+
+    async def live(self) -> None:
+        """Called before anything is done for real."""
+        self.scope.live = True
+        if self.keeper.ending:
+            self.keeper.uncount(self.scope)
+            await never()
+
+    async def diverge(self, doomed: list[StepRecord]) -> None:
+        """The code took another path than the recorded one: what is not on it no longer counts.
+
+        If that would write off an answered action or a running child, a person decides first.
+        """
+        at_stake = [
+            row.key
+            for row in doomed
+            if (row.kind in (Kind.ASK, Kind.EVENT) and row.outcome == Outcome.VALUE)
+            or (row.kind == Kind.RUN and row.outcome is None)
+        ]
+        if at_stake and not self.keeper.ending:
+            await self._ask_about_change(at_stake)
+        self.journal.supersede(self.scope, doomed)
+
+    async def _ask_about_change(self, at_stake: list[str]) -> None:
+        scope = self.scope
+        current, scope.current = scope.current, None
+        name = "#changed"
+        question = (
+            f"The code of this run has changed before {current or 'its end'!r}. To go on would write off "
+            f"{', '.join(at_stake)}. Answer continue, or keep (only the old code will go on with this run)."
+        )
+        key = f"{scope.prefix}{name}"
+        row = scope.mine.get(key)
+        answer = await self._wait_for(
+            key,
+            name,
+            Kind.ASK,
+            {"question": question, "schema": {"enum": ["continue", "keep"]}},
+            None,
+            str,
+            row,
+        )
+        if answer != "continue":
+            self.keeper.keep_old_version()
+            await never()
+        scope.current = current
+
+    async def replay(self, row: StepRecord, declared: Any) -> Any:
+        """A recorded outcome, as the job saw it."""
+        if self.keeper.events.active:
+            self.announce(row, reused=True)
+        if row.outcome == Outcome.VALUE:
+            return decode(row.value or b"null", declared)
+        if row.outcome == Outcome.ERROR:
+            raise stored_error(row.error or b"{}", row.key)
+        await never()  # it was cancelled: it waits to be cancelled again
+        return None
+
+    async def body(
+        self, call: Callable[[], Any], returns: Any, name: str, timeout: float | None, before: int
+    ) -> tuple[Any, bytes | None, StepError | None]:
+        """What a scope comes to: (value, its JSON, error). Raises CancelledError if it was cancelled from outside."""
+        try:
+            if timeout is None:
+                value = await awaited(call())
+            else:
+                async with asyncio.timeout(timeout):
+                    value = await awaited(call())
+            if doomed := self.journal.doomed(self.scope):
+                await self.diverge(doomed)
+            data = self.encode(f"step {name!r}", value, returns)
+            return decode(data, returns), data, None
+        except asyncio.CancelledError:
+            if self.scope.closed or cancellings() > before:
+                raise
+            return (
+                None,
+                None,
+                StepError("CancelledError", f"{name!r} cancelled itself", step=self.scope.path),
+            )
+        except Exception as problem:
+            return None, None, self.step_error(self.scope.path, name, problem, timeout)
+
+    def is_settled(self, row: StepRecord) -> bool:
+        """Whether a finished scope counts without being walked: it was written by this very version."""
+        return row.version == self.journal.version and not self.journal.changed
+
+    # --- how a wait is done ----------------------------------------------------------------------
+
+    async def wait(
+        self,
+        name: str,
+        kind: Kind,
+        input: dict[str, Any],
+        seconds: float | None,
+        declared: Any,
+        default: Any = MISSING,
+    ) -> Any:
+        key = await self.begin(name)
+        try:
+            row = await self.find(key, name, kind, digest(canonical(input)))
+            return await self._wait_for(key, name, kind, input, seconds, declared, row, default)
+        finally:
+            self.scope.current = None
+
+    async def _wait_for(
+        self,
+        key: str,
+        name: str,
+        kind: Kind,
+        input: dict[str, Any],
+        seconds: float | None,
+        declared: Any,
+        row: StepRecord | None,
+        default: Any = MISSING,
+    ) -> Any:
+        """Opens a waiting row, or takes up the recorded one, and waits for its answer."""
+        journal = self.journal
+        if row is not None and row.outcome is not None:
+            return await self.replay(row, declared)
+        if row is None:
+            await self.live()
+            started = journal.clock()
+            data = journal.redact(canonical(input))
+            row = journal.row(
+                self.scope.path, key, name, kind, None, started, digest(canonical(input)), input=data,
+                due=None if seconds is None else started + seconds,
+            )  # fmt: skip
+            journal.open[key] = row
+            journal.put((row,))
+            if self.keeper.events.active:
+                self.keeper.events.emit(
+                    "step.opened", run=self.id, key=key, name=name, kind=kind, due=row.due
+                )
+        answer = await self.answered(row)
+        item = None
+        if kind == Kind.EVENT and answer is not DUE:
+            item, answer = answer.id, answer.value
+        return await self._consume(row, answer, declared, default, item)
+
+    async def answered(self, row: StepRecord, mark: bool = True) -> Any:
+        """The answer to an open row; the run may leave memory meanwhile."""
+        if self.keeper.ending:
+            await self.live()
+        try:
+            return await self.keeper.wait(self.scope, row)
+        except asyncio.CancelledError:
+            if not self.scope.closed:
+                self.keeper.count(self.scope)
+                if self.keeper.dormant:
+                    await self.keeper.ready(self.scope)
+                if mark and row.outcome is None:
+                    self.journal.finish(row, Outcome.CANCELLED)
+                    self.journal.put(update=(row,))
+            raise
+        finally:
+            self.keeper.stop_waiting(row)
+
+    async def _consume(
+        self, row: StepRecord, answer: Any, declared: Any, default: Any, item: str | None
+    ) -> Any:
+        """Writes an answer down as the outcome of its row, and gives it to the job."""
+        journal = self.journal
+        value: Any = None
+        error: StepError | None = None
+        data = b"null"
+        if answer is DUE:
+            if row.kind == Kind.EVENT:
+                error = StepError("Timeout", f"no {row.name!r} was sent in time", True, step=row.key)
+            elif default is not MISSING:
+                data = self.encode(f"default of {row.name!r}", default, declared)
+            elif row.kind == Kind.ASK:
+                self.keeper.expire(f"no answer to {row.key!r} in time")
+                await never()
+        else:
+            data = answer
+        if error is None:
+            try:
+                value = None if row.kind == Kind.SLEEP else decode(data, declared)
+            except DayjobError as problem:
+                error = StepError("InvalidAnswer", f"{row.name!r}: {problem}", step=row.key)
+        outcome = Outcome.VALUE if error is None else Outcome.ERROR
+        journal.finish(row, outcome, data if error is None else None, error_bytes(error) if error else None)
+        more = {} if item is None else {"consumed": item}
+        journal.put(update=(row,), **more)
+        if self.keeper.events.active:
+            self.announce(row)
+        if error is not None:
+            raise error
+        return value
+
+    async def value(self, name: str, make: Callable[[], Any], input: dict[str, Any] | None = None) -> Any:
+        """A value that is made once. Its row needs no waiting for: making it again would do no harm."""
+        key = await self.begin(name)
+        try:
+            fingerprint = digest(canonical(input)) if input else None
+            row = await self.find(key, name, Kind.VALUE, fingerprint)
+            if row is not None:
+                return await self.replay(row, Any)
+            await self.live()
+            started = self.journal.clock()
+            data = self.encode(name, await awaited(make()))
+            row = self.journal.row(
+                self.scope.path,
+                key,
+                name,
+                Kind.VALUE,
+                Outcome.VALUE,
+                started,
+                fingerprint,
+                value=data,
+            )
+            self.journal.put((row,))
+            return orjson.loads(data)
+        finally:
+            self.scope.current = None
+
+    async def note_down(self, name: str, value: Any, **more: Any) -> None:
+        key = await self.begin(name)
+        try:
+            data = self.encode(name, value)
+            row = await self.find(key, name, Kind.NOTE, digest(data))
+            if row is not None:
+                return
+            await self.live()
+            started = self.journal.clock()
+            row = self.journal.row(
+                self.scope.path,
+                key,
+                name,
+                Kind.NOTE,
+                Outcome.VALUE,
+                started,
+                digest(data),
+                value=data,
+            )
+            if more:
+                await self.journal.commit((row,), **more)
+            else:
+                self.journal.put((row,))
+            if self.keeper.events.active:
+                self.announce(row)
+        finally:
+            self.scope.current = None
+
+    # --- small parts -----------------------------------------------------------------------------
+
+    async def commit(self, row: StepRecord, **more: Any) -> None:
+        """Waits until a finished row is durable; a cancellation meanwhile is written over it."""
+        try:
+            await self.journal.commit((row,), **more)
+        except asyncio.CancelledError:
+            if not self.scope.closed:
+                self.journal.finish(row, Outcome.CANCELLED)
+                self.journal.put(update=(row,))
+            raise
+        if self.keeper.events.active:
+            self.announce(row)
+
+    def record_cancelled(
+        self,
+        key: str,
+        name: str,
+        kind: Kind,
+        started: float,
+        fingerprint: bytes | None,
+        input: bytes | None,
+    ) -> None:
+        if self.scope.closed:
+            return
+        row = self.journal.row(
+            self.scope.path, key, name, kind, Outcome.CANCELLED, started, fingerprint, input=input
+        )
+        self.journal.put((row,))
+        if self.keeper.events.active:
+            self.announce(row)
+
+    async def pause(self, key: str, attempt: int, delay: float, error: StepError) -> None:
+        self.keeper.events.emit(
+            "step.retrying", run=self.id, key=key, attempt=attempt, delay=delay, error=str(error)
+        )
+        if delay > 0:
+            await asyncio.sleep(delay)
+        if self.keeper.dormant or not self.keeper.valid(self.journal.clock()):
+            await self.keeper.ready(self.scope)
+
+    def announce(self, row: StepRecord, reused: bool = False) -> None:
+        self.keeper.events.emit(
+            "step.finished", run=self.id, key=row.key, name=row.name, kind=row.kind, attempt=row.attempt,
+            outcome=row.outcome, seconds=(row.ended or row.started) - row.started, dollars=row.dollars,
+            input_tokens=row.input_tokens, output_tokens=row.output_tokens, reused=reused,
+        )  # fmt: skip
+
+    def encode(self, what: str, value: Any, declared: Any = Any) -> bytes:
+        """JSON bytes, without secrets. Raises StepError naming what could not be stored."""
+        try:
+            return self.journal.redact(encode(value, declared))
+        except DayjobError as problem:
+            raise StepError(type(problem).__name__, f"{what}: {problem}", step=self.scope.current) from None
+
+    def step_error(self, key: str, name: str, problem: Exception, timeout: float | None = None) -> StepError:
+        """Any exception as the one error that steps raise."""
+        if isinstance(problem, StepError):
+            return StepError(
+                problem.type, problem.message, problem.retryable, step=problem.step or key,
+                retry_after=problem.retry_after, traceback=problem.traceback,
+            )  # fmt: skip
+        if isinstance(problem, TimeoutError) and timeout is not None:
+            return StepError("Timeout", f"step {name!r} took longer than {timeout:g} s", True, step=key)
+        if isinstance(problem, InputError):
+            return StepError("InvalidResult", f"step {name!r}: {problem}", step=key)
+        return StepError(
+            type(problem).__name__,
+            str(problem),
+            bool(getattr(problem, "retryable", False)),
+            step=key,
+            retry_after=getattr(problem, "retry_after", None),
+            traceback="".join(traceback.format_exception(problem)),
+        )
+
+
+def cancellings() -> int:
+    """How often the current task was asked to stop: it tells a cancellation from outside from a body's own."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
+async def awaited(result: Any) -> Any:
+    """The result of a function that may or may not be async."""
+    return await result if inspect.isawaitable(result) else result
