@@ -402,8 +402,6 @@ class Execution:
                 taken = await self.store.unpark(
                     self.record.home, self.record.id, self.journal.epoch, self.services.worker
                 )
-                if not self.dormant:
-                    return
                 if not taken:
                     self.lose()
                     return

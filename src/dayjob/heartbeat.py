@@ -79,7 +79,8 @@ class Heartbeat:
                     self._loop.call_soon_threadsafe(self._worker.beaten, beat)
                 change = self._store.changed(self._worker_id())
                 if change is not None:
-                    self._loop.call_soon_threadsafe(self._worker.changed, *change)
+                    claimable, held = change
+                    self._loop.call_soon_threadsafe(self._worker.changed, claimable, held)
             except DayjobError as problem:
                 logger.warning("heartbeat: %s", problem)
                 self._stop.wait(PULSE_SECONDS)

@@ -24,6 +24,7 @@ MAX_LINKS = 64
 class Prompt:
     """A prompt that was sent: copies of its messages, their hashes, and the step that stores it."""
 
+    links: int
     __slots__ = ("base", "chain", "hashes", "head", "keep", "links", "messages", "new", "stored_by")
 
     def __init__(
@@ -95,7 +96,7 @@ def _message_bytes(message: Any, index: int) -> bytes:
         raise NotJSON(f"messages[{index}]: {problem}") from None
 
 
-def _copy(message: dict[str, Any]) -> dict[str, Any]:
+def _copy(message: Mapping[str, Any]) -> dict[str, Any]:
     """A copy that later changes of the message cannot reach; flat ones share their strings, which compare fast."""
     if all(type(value) is str for value in message.values()):
         return dict(message)

@@ -107,7 +107,7 @@ class ModelCall:
         while True:
             failed += 1
             started = run.journal.clock()
-            reply, error, again = None, missing, None
+            reply, value, error, again = None, None, missing, None
             before = cancellings()
             try:
                 if error is None:

@@ -155,7 +155,7 @@ class Run(Steps):
             raise InputError(f"map {name!r}: key {twice!r} stands for more than one item")
         if limit is not None and limit < 1:
             raise InputError(f"map {name!r}: limit must be at least 1, got {limit}")
-        calls = [
+        calls: list[tuple[str, Callable[[Run], Any], Any]] = [
             (label, partial(_with_item, fn, item), item) for label, item in zip(labels, items, strict=True)
         ]
         returns = shape_of(fn).returns

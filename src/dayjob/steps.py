@@ -172,7 +172,6 @@ class Steps:
         if row.outcome == Outcome.ERROR:
             raise stored_error(row.error or b"{}", row.key)
         await never()  # it was cancelled: it waits to be cancelled again
-        return None
 
     async def body(
         self, call: Callable[[], Any], returns: Any, name: str, timeout: float | None, before: int
@@ -299,7 +298,7 @@ class Steps:
                 error = StepError("InvalidAnswer", f"{row.name!r}: {problem}", step=row.key)
         outcome = Outcome.VALUE if error is None else Outcome.ERROR
         journal.finish(row, outcome, data if error is None else None, error_bytes(error) if error else None)
-        more = {} if item is None else {"consumed": item}
+        more: dict[str, Any] = {} if item is None else {"consumed": item}
         journal.put(update=(row,), **more)
         if self.keeper.events.active:
             self.announce(row)

@@ -72,6 +72,7 @@ INSERT INTO memory (home, name, value, updated)
 SELECT project, :name, :value, :now FROM runs WHERE home = :home AND id = :run
 ON CONFLICT DO UPDATE SET value = excluded.value, updated = excluded.updated
 """
+_CREATE_THREAD = "INSERT INTO threads (home, id, project, created) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _CONSUME = "DELETE FROM inbox WHERE home = :home AND run = :run AND id = :id"
 _JUDGE = (
     "UPDATE runs SET success = :success, score = :score, verdict = :reason WHERE home = :home AND id = :run"
@@ -270,10 +271,7 @@ class SQLiteStore:
                         )
                     return found
             if run.thread is not None:
-                connection.execute(
-                    "INSERT INTO threads (home, id, project, created) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                    (run.home, run.thread, run.project, run.created),
-                )
+                connection.execute(_CREATE_THREAD, (run.home, run.thread, run.project, run.created))
                 busy = connection.execute(
                     f"SELECT id FROM runs WHERE thread = ? AND status NOT IN {_TERMINAL}",
                     (run.thread,),
@@ -314,7 +312,7 @@ class SQLiteStore:
 
     async def retire(self, worker: str) -> None:
         """Takes a worker that stopped in good order off the list."""
-        await self._writer.run(lambda c: c.execute("DELETE FROM workers WHERE id = ?", (worker,)) and None)
+        await self._execute("DELETE FROM workers WHERE id = ?", (worker,))
 
     async def adoptable(self, jobs: Mapping[str, str]) -> dict[str, list[str]]:
         """By job: its current version, and the older ones that no live worker has any more."""
@@ -361,7 +359,7 @@ class SQLiteStore:
             f"AND ({' OR '.join(conditions)}) {'AND id = ?' if wanted.only else ''}"
             "ORDER BY priority DESC, id LIMIT ?"
         )
-        values = [*wanted.queues, *values, *([wanted.only] if wanted.only else []), wanted.limit]
+        values = [*wanted.queues, *values, *([wanted.only] if wanted.only else []), str(wanted.limit)]
 
         def transaction(connection: sqlite3.Connection) -> list[RunRecord]:
             found = connection.execute(statement, values).fetchall()
@@ -621,26 +619,11 @@ class SQLiteStore:
         return await self._writer.run(transaction)
 
     async def remember(self, project: str, name: str, value: bytes) -> None:
-        await self._writer.run(
-            lambda c: (
-                c.execute(
-                    _REMEMBER,
-                    {"project": project, "name": name, "value": value, "now": self._clock()},
-                )
-                and None
-            )
-        )
+        values = {"project": project, "name": name, "value": value, "now": self._clock()}
+        await self._execute(_REMEMBER, values)
 
     async def create_thread(self, project: str, thread: str) -> None:
-        await self._writer.run(
-            lambda c: (
-                c.execute(
-                    "INSERT INTO threads (home, id, project, created) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                    (thread, thread, project, self._clock()),
-                )
-                and None
-            )
-        )
+        await self._execute(_CREATE_THREAD, (thread, thread, project, self._clock()))
 
     async def append_message(self, thread: str, message: bytes) -> str:
         """Adds a message to a thread, and wakes the run that is active on it."""
@@ -652,6 +635,12 @@ class SQLiteStore:
             return id
 
         return await self._writer.run(transaction)
+
+    async def _execute(self, statement: str, values: Any) -> None:
+        def transaction(connection: sqlite3.Connection) -> None:
+            connection.execute(statement, values)
+
+        await self._writer.run(transaction)
 
     # --- from a thread of its own: the heartbeat -----------------------------------------------
 

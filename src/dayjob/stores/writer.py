@@ -202,7 +202,7 @@ class Writer:
         replies: list[tuple[Any, ...]] = []
         rows: list[tuple[Any, ...]] = []
         for item in batch:
-            if type(item) is Entry:
+            if isinstance(item, Entry):
                 if len(item.insert) == 1 and not (item.update or item.more):
                     rows.append(step_values(item.insert[0]))
                 else:
