@@ -54,9 +54,11 @@ class Wire:
 
     def __init__(self, *script: Script) -> None:
         self.requests: list[Request] = []
-        self.hung_up = asyncio.Semaphore(0)
+        self.connections = 0
+        self._arrived = asyncio.Semaphore(0)
+        self._hung_up = asyncio.Semaphore(0)
         self._script = script
-        self._connections: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -65,25 +67,31 @@ class Wire:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for connection in self._connections:
+        for connection in self._open:
             connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*self._open, return_exceptions=True)
         await self._server.wait_closed()
 
     async def client_hung_up(self, within_seconds: float) -> None:
         """Waits until a client has closed its connection before the answer was complete."""
         async with asyncio.timeout(within_seconds):
-            await self.hung_up.acquire()
+            await self._hung_up.acquire()
+
+    async def request_arrived(self, within_seconds: float) -> None:
+        async with asyncio.timeout(within_seconds):
+            await self._arrived.acquire()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         connection = asyncio.get_running_loop().create_task(self._converse(reader, writer))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
+        self._open.add(connection)
+        connection.add_done_callback(self._open.discard)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async for request in _requests(reader):
                 self.requests.append(request)
+                self._arrived.release()
                 script = self._script[min(len(self.requests), len(self._script)) - 1]
                 answer = script if isinstance(script, Answer) else script(request)
                 if not await self._send(answer, reader, writer):
@@ -100,7 +108,7 @@ class Wire:
         try:
             await asyncio.wait({sending, closing}, return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
-                self.hung_up.release()
+                self._hung_up.release()
                 return False
             return sending.result() and answer.end == "close"
         finally:

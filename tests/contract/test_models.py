@@ -10,12 +10,11 @@ from typing import Any
 
 import jsonschema
 import pytest
-from dayjob.errors import ModelError
+
 from dayjob.models import Model, ModelRequest
 from dayjob.models.local import Local
 from dayjob.models.openai import OpenAI
 from dayjob.models.scripted import Delay, Scripted
-
 from tests.wire import Answer, Request, Wire, calls, says
 
 CITY = {
@@ -203,11 +202,3 @@ async def test_closing_twice_is_no_error(model: Model) -> None:
         model = Local()
     await model.close()
     await model.close()
-
-
-def test_model_errors_say_whether_to_try_again() -> None:
-    assert {error.__name__ for error in ModelError.__subclasses__() if error.retryable} == {
-        "ModelRateLimited",
-        "ModelUnavailable",
-        "ModelTimeout",
-    }

@@ -69,7 +69,7 @@ class Local:
                 if not offer.tools:
                     on_text(event)
         finally:
-            generation.stopped = True
+            pass
         if isinstance(event, ModelError):
             raise event
         text, calls = _read("".join(texts), request, offer)
@@ -157,8 +157,10 @@ class _Engine:
         self._stopping = False
         self._failure: ModelError | None = None
         self._waiting: SimpleQueue[_Generation | None] = SimpleQueue()
-        self._threads = [threading.Thread(target=self._load, daemon=True)]
-        self._threads += [threading.Thread(target=self._work, daemon=True) for _ in range(_slots())]
+        jobs = [self._load, *[self._work] * _slots()]
+        self._threads = [
+            threading.Thread(target=job, name=f"local model {n}", daemon=True) for n, job in enumerate(jobs)
+        ]
         atexit.register(self.stop)
         for thread in self._threads:
             thread.start()

@@ -314,7 +314,7 @@ class _Answer:
     def take(self, chunk: Any) -> Iterator[str]:
         """The pieces of text in a chunk, which may be anything: the SDK does not check it."""
         self.began = True
-        self.model = chunk.model or self.model
+        self.model = str(chunk.model or self.model)
         self.tier = chunk.service_tier or self.tier
         if chunk.usage is not None:
             self.usage = _usage(chunk.usage)
@@ -331,6 +331,8 @@ class _Answer:
         self.refused = self.refused or bool(delta.refusal)
         for text in (delta.content, delta.refusal):
             if text:
+                if not isinstance(text, str):
+                    raise TypeError("text is no string")
                 self.texts.append(text)
                 self.length += len(text)
                 if not self.wrapped:
@@ -373,8 +375,10 @@ class _Call:
     def take(self, piece: Any) -> None:
         if piece.function is None:
             return
-        self.name = self.name or piece.function.name or ""
-        self.arguments.append(piece.function.arguments or "")
+        self.name = self.name or str(piece.function.name or "")
+        arguments = piece.function.arguments or ""
+        # Some endpoints send an object instead of its text.
+        self.arguments.append(arguments if isinstance(arguments, str) else json.dumps(arguments))
 
     def finished(self) -> ToolCall:
         return ToolCall(self.id, self.name, "".join(self.arguments))
@@ -383,9 +387,9 @@ class _Call:
 def _usage(given: Any) -> Usage:
     details = given.prompt_tokens_details
     return Usage(
-        input_tokens=given.prompt_tokens or 0,
-        output_tokens=given.completion_tokens or 0,
-        cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
+        input_tokens=int(given.prompt_tokens or 0),
+        output_tokens=int(given.completion_tokens or 0),
+        cached_tokens=0 if details is None else int(details.cached_tokens or 0),
     )
 
 

@@ -6,8 +6,8 @@
 --
 -- Every primary key begins with `home` (the thread, else the root run), and no foreign key or
 -- transaction crosses homes, so that rows can be spread over shards later. Times are seconds since
--- the epoch. BLOBs named input, value, output, error and answer are JSON. `WITHOUT ROWID` keeps a row
--- in one tree, which halves what a step writes.
+-- the epoch. BLOBs named input, value, output, error and answer are JSON. Tables keep their rowid: rows
+-- of concurrent runs then lie side by side in the order of writing, and one flush touches few pages.
 
 CREATE TABLE runs (
     home            TEXT    NOT NULL,
@@ -53,7 +53,7 @@ CREATE TABLE runs (
     output          BLOB,
     error           BLOB,
     PRIMARY KEY (home, id)
-) WITHOUT ROWID;
+);
 
 CREATE UNIQUE INDEX runs_id ON runs (id);
 CREATE UNIQUE INDEX runs_submit_key ON runs (project, job, submit_key) WHERE submit_key IS NOT NULL;
@@ -73,7 +73,7 @@ CREATE TABLE inputs (
     run   TEXT NOT NULL,
     input BLOB NOT NULL,
     PRIMARY KEY (home, run)
-) WITHOUT ROWID;
+);
 
 CREATE TABLE steps (
     home          TEXT    NOT NULL,
@@ -110,7 +110,7 @@ CREATE TABLE steps (
     value         BLOB,
     error         BLOB,
     PRIMARY KEY (home, run, key, attempt)
-) WITHOUT ROWID;
+);
 
 CREATE UNIQUE INDEX steps_seq ON steps (run, seq) WHERE seq IS NOT NULL;
 CREATE INDEX steps_open ON steps (run, kind) WHERE outcome IS NULL;
@@ -121,7 +121,7 @@ CREATE TABLE messages (
     hash  BLOB NOT NULL,
     bytes BLOB NOT NULL,
     PRIMARY KEY (home, hash)
-) WITHOUT ROWID;
+);
 
 -- Values sent to a run by name, before it asks for them.
 CREATE TABLE inbox (
@@ -132,7 +132,7 @@ CREATE TABLE inbox (
     value BLOB NOT NULL,
     sent  REAL NOT NULL,
     PRIMARY KEY (home, run, id)
-) WITHOUT ROWID;
+);
 
 CREATE TABLE threads (
     home    TEXT NOT NULL,
@@ -140,7 +140,7 @@ CREATE TABLE threads (
     project TEXT NOT NULL,
     created REAL NOT NULL,
     PRIMARY KEY (home, id)
-) WITHOUT ROWID;
+);
 
 CREATE TABLE thread_messages (
     home    TEXT    NOT NULL,
@@ -151,7 +151,7 @@ CREATE TABLE thread_messages (
     message BLOB    NOT NULL,
     created REAL    NOT NULL,
     PRIMARY KEY (home, thread, n)
-) WITHOUT ROWID;
+);
 
 CREATE TABLE memory (
     home    TEXT NOT NULL,                      -- the project: memory outlives threads
@@ -159,7 +159,7 @@ CREATE TABLE memory (
     value   BLOB NOT NULL,
     updated REAL NOT NULL,
     PRIMARY KEY (home, name)
-) WITHOUT ROWID;
+);
 
 CREATE TABLE workers (
     id      TEXT    NOT NULL PRIMARY KEY,
@@ -173,7 +173,7 @@ CREATE TABLE workers (
     lease   REAL    NOT NULL,                   -- seconds past `beat` after which it is dead
     dead    INTEGER NOT NULL DEFAULT 0,
     started REAL    NOT NULL
-) WITHOUT ROWID;
+);
 
 -- Which code is newer: the order in which versions were first seen.
 CREATE TABLE versions (
@@ -182,4 +182,4 @@ CREATE TABLE versions (
     n       INTEGER NOT NULL,
     seen    REAL    NOT NULL,
     PRIMARY KEY (job, version)
-) WITHOUT ROWID;
+);

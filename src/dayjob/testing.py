@@ -1,0 +1,397 @@
+"""For tests of jobs: a clock to set, a model that says what it is told, and workers that die when told.
+
+A crash is honest: a worker dies at the n-th thing that it writes, as after `kill -9`. From then on its
+store takes nothing and answers nothing, its runs are dropped from memory, and another worker finds
+them by the same sweep and claim as in life.
+
+    async with CrashLab() as lab:
+        calm = await lab.run(digest(path="LICENSE"))
+        async for crashed in lab.at_every_write(digest(path="LICENSE")):
+            assert crashed.output == calm.output
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NoReturn
+
+import orjson
+
+from dayjob.app import Dayjob
+from dayjob.errors import StoreUnavailable
+from dayjob.events import Events
+from dayjob.jobs import Job, Request
+from dayjob.models import Model
+from dayjob.models.scripted import Delay as Delay
+from dayjob.models.scripted import Scripted as Scripted
+from dayjob.runs import RunRecord, Status, StepRecord, new_id
+from dayjob.stores import Beat, Entry, Held, Wanted, WorkerRecord, open_store
+from dayjob.worker import Worker
+
+POLL_SECONDS = 0.005
+LOOP_TURNS = 40
+"""A worker whose writes go nowhere has nothing left to do after about as many turns of the loop."""
+
+Outside = Callable[[Dayjob, str], Awaitable[bool]]
+"""The world around a run: looks at what it waits for, answers, and says whether it did. Called again and again."""
+
+
+class Clock:
+    """A clock that a test sets; give it to `Dayjob(clock=…)`."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Moment(StrEnum):
+    """When, around a write, a worker dies."""
+
+    LOST = "lost"  # before the write is durable
+    QUEUED = "queued"  # the same, but the worker goes on until it has to wait: what follows is lost too
+    UNHEARD = "unheard"  # after it is durable, and before anybody hears of it
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """The worker dies at its n-th write, counted from 1, claims and settles among them."""
+
+    write: int
+    moment: Moment = Moment.LOST
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended, and what it went through.
+
+    `error` is the type of the error that ended it. `writes` counts what the first worker wrote, `death`
+    is how that one died, if it did, and `durable` the journal as it left it.
+    """
+
+    run: RunRecord
+    output: Any
+    error: str | None
+    steps: Sequence[StepRecord]
+    writes: int
+    death: Death | None
+    durable: Sequence[StepRecord]
+    warnings: Sequence[str]
+
+
+class MortalStore:
+    """A store that dies with its worker: from then on it takes nothing, and no call of it returns.
+
+    Once it is buried its calls fail instead, so that what is left of the worker can be cleared away.
+    """
+
+    def __init__(self, store: Any, death: Death | None = None) -> None:
+        self.url: str = store.url
+        self.writes = 0
+        self.died = asyncio.Event()
+        self.deaf = False
+        self.buried = False
+        self._store = store
+        self._death = death
+
+    # --- what a worker writes --------------------------------------------------------------------
+
+    def put(self, entry: Entry) -> None:
+        dies = self._count()
+        if self.died.is_set() and not (dies and self._is_unheard):
+            return
+        durable, lost = entry.durable, entry.lost
+        if durable is not None:
+            heard = asyncio.get_running_loop().create_future()
+            heard.add_done_callback(lambda _: self._tell(durable))
+            entry = replace(entry, durable=heard)
+        if lost is not None:
+            entry = replace(entry, lost=lambda: None if self.deaf else lost())
+        self._store.put(entry)
+
+    async def claim(self, wanted: Wanted) -> list[RunRecord]:
+        await self._if_alive()
+        claimed: list[RunRecord] = await self._store.claim(wanted)
+        if claimed:
+            self._count()
+        await self._if_alive()
+        return claimed
+
+    async def park(
+        self, home: str, run: str, epoch: int, wakes: int, status: Status, due: float | None
+    ) -> Held:
+        held: Held = await self._write(self._store.park, home, run, epoch, wakes, status, due)
+        return held
+
+    async def unpark(self, home: str, run: str, epoch: int, worker: str) -> bool:
+        return bool(await self._write(self._store.unpark, home, run, epoch, worker))
+
+    async def release(self, home: str, run: str, epoch: int, pin: str | None = None) -> None:
+        await self._write(self._store.release, home, run, epoch, pin)
+
+    async def unwind(self, *identity_and_end: Any) -> Held:
+        held: Held = await self._write(self._store.unwind, *identity_and_end)
+        return held
+
+    async def settle(self, *identity_and_end: Any) -> Held:
+        held: Held = await self._write(self._store.settle, *identity_and_end)
+        return held
+
+    async def _write(self, verb: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        await self._if_alive()
+        dies = self._count()
+        if self.died.is_set():
+            if dies and self._is_unheard:
+                await verb(*args)
+            await self._never()
+        result = await verb(*args)
+        if self.deaf:
+            await self._never()
+        return result
+
+    def _count(self) -> bool:
+        """Counts a write; true if the worker dies of this one."""
+        self.writes += 1
+        dies = self._death is not None and self.writes == self._death.write
+        if dies and self._death is not None:
+            self.deaf = self._death.moment != Moment.QUEUED
+            self.died.set()
+        return dies
+
+    @property
+    def _is_unheard(self) -> bool:
+        return self._death is not None and self._death.moment == Moment.UNHEARD
+
+    def _tell(self, durable: asyncio.Future[None]) -> None:
+        if not self.deaf and not durable.done():
+            durable.set_result(None)
+
+    # --- the rest ------------------------------------------------------------------------------
+
+    async def register(self, worker: WorkerRecord) -> None:
+        await self._if_alive()
+        await self._store.register(worker)
+
+    def beat(self, worker: str) -> Beat:
+        if self.deaf or self.buried:
+            raise StoreUnavailable(f"{self.url}: this worker is dead")
+        beat: Beat = self._store.beat(worker)
+        return beat
+
+    def changed(self, worker: str) -> Any:
+        return None if self.died.is_set() else self._store.changed(worker)
+
+    def __getattr__(self, name: str) -> Any:
+        verb = getattr(self._store, name)
+
+        async def heard(*args: Any, **kwargs: Any) -> Any:
+            if self.deaf or self.buried:
+                await self._never()
+            result = await verb(*args, **kwargs)
+            if self.deaf or self.buried:
+                await self._never()
+            return result
+
+        return heard
+
+    def bury(self) -> None:
+        self.deaf = self.buried = True
+
+    async def _if_alive(self) -> None:
+        if self.died.is_set():
+            await self._never()
+
+    async def _never(self) -> NoReturn:
+        if self.buried:
+            raise StoreUnavailable(f"{self.url}: this worker is dead")
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+
+class CrashLab:
+    """Runs jobs to their end while their workers die; one store stays open for all of it.
+
+    `store` is a URL; by default a file in a temporary folder that is not synced to disk, since no crash
+    of the machine is tried here. `settings` go to each `Worker`. Runs may be tried side by side.
+    """
+
+    def __init__(
+        self,
+        store: str | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        patience_seconds: float = 30.0,
+        **settings: Any,
+    ) -> None:
+        self.deaths = 0
+        self._url = store
+        self._clock = clock
+        self._patience_seconds = patience_seconds
+        self._settings = settings
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._burials: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> CrashLab:
+        if self._url is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="dayjob-lab-")
+            self._url = f"sqlite:///{Path(self._folder.name) / 'lab.db'}?synchronous=off"
+        self.store: Any = open_store(self._url, clock=self._clock)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*self._burials)
+        await self.store.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    async def at_every_write(
+        self, request: Request, moments: Iterable[Moment] = tuple(Moment), **how: Any
+    ) -> AsyncIterator[Ended]:
+        """Runs the job again and again, each time with a death one write later, until it ends without one."""
+        for moment in moments:
+            for write in range(1, 1_000_000):
+                ended = await self.run(request, death=Death(write, moment), **how)
+                if ended.death is None:
+                    break
+                yield ended
+
+    async def run(
+        self,
+        request: Request,
+        *,
+        death: Death | None = None,
+        jobs: Sequence[Job] = (),
+        then: Sequence[Job] = (),
+        model: str | Model | None = None,
+        outside: Outside | None = None,
+        on_death: Callable[[], None] = lambda: None,
+        **submit: Any,
+    ) -> Ended:
+        """Runs a job to its end. Its worker may die; then another takes over, with the jobs in `then` if given.
+
+        `jobs` are what it starts as children. Raises TimeoutError, saying where the run stands, if it
+        does not end in time.
+        """
+        trial = _Trial(new_id("queue"), outside)
+        mortal = MortalStore(self.store, death)
+        jobs = [request.job, *jobs]
+        async with Dayjob(self.store, worker=False, clock=self._clock) as app:
+            handle = await app.submit(request, queue=trial.queue, **submit)
+            worker = await self._hire(mortal, jobs, trial, model)
+            died = asyncio.create_task(mortal.died.wait())
+            over = asyncio.create_task(self._until_over(app, handle.id, worker, trial))
+            await asyncio.wait({died, over}, return_when=asyncio.FIRST_COMPLETED)
+            durable: Sequence[StepRecord] = ()
+            if mortal.died.is_set():
+                await _cancelled(over)
+                await self._bury(worker, mortal)
+                self.deaths += 1
+                on_death()
+                durable = await self.store.steps(handle.id)
+                worker = await self._hire(self.store, list(then) or jobs, trial, model)
+                over = asyncio.create_task(self._until_over(app, handle.id, worker, trial))
+            await _cancelled(died)
+            try:
+                record = await over
+            finally:
+                self._dismiss(worker)
+            return Ended(
+                record,
+                orjson.loads(record.output) if record.output else None,
+                orjson.loads(record.error)["type"] if record.error else None,
+                await self.store.steps(record.id),
+                mortal.writes,
+                death if mortal.died.is_set() else None,
+                durable,
+                trial.warnings,
+            )
+
+    async def _hire(
+        self, store: Any, jobs: Sequence[Job], trial: _Trial, model: str | Model | None
+    ) -> Worker:
+        settings = {"clock": self._clock, "queues": (trial.queue,), "grace_seconds": 0.5, **self._settings}
+        worker = Worker(store, jobs, model=model, events=trial.events, **settings)
+        start = asyncio.create_task(worker.start())
+        if isinstance(store, MortalStore):
+            died = asyncio.create_task(store.died.wait())
+            await asyncio.wait({start, died}, return_when=asyncio.FIRST_COMPLETED)
+            await _cancelled(died)
+        await start
+        return worker
+
+    async def _bury(self, worker: Worker, mortal: MortalStore) -> None:
+        """Clears a dead worker away, so that the store's next sweep finds its runs without one."""
+        if not mortal.deaf:
+            for _ in range(LOOP_TURNS):
+                await asyncio.sleep(0)
+        mortal.bury()
+        for execution in (*worker.held.values(), *(execution for execution, _ in worker.warm.values())):
+            execution.evict()
+        await self.store.retire(worker.id)
+        self._dismiss(worker)
+
+    def _dismiss(self, worker: Worker) -> None:
+        task = asyncio.create_task(worker.stop(drain_seconds=0))
+        self._burials.add(task)
+        task.add_done_callback(self._burials.discard)
+
+    async def _until_over(self, app: Dayjob, run: str, worker: Worker, trial: _Trial) -> RunRecord:
+        """The run that ended, or the last of those that it went on as."""
+        deadline = time.monotonic() + self._patience_seconds
+        while True:
+            trial.news.clear()
+            record = await app.get(run)
+            if record.status.is_terminal and record.next_run is None:
+                return record
+            run = record.next_run or run
+            if trial.outside is not None and await trial.outside(app, run):
+                for held in tuple(worker.held):
+                    worker.poke(held)
+                worker.poke()
+            if time.monotonic() > deadline:
+                raise TimeoutError(await self._described(record))
+            wait = POLL_SECONDS if trial.outside is not None else 10 * POLL_SECONDS
+            try:
+                await asyncio.wait_for(trial.news.wait(), wait)
+            except TimeoutError:
+                pass
+
+    async def _described(self, record: RunRecord) -> str:
+        steps = await self.store.steps(record.id)
+        rows = "".join(f"\n  {step.seq} {step.key} {step.kind} {step.outcome}" for step in steps)
+        return f"{record.id}: still {record.status} (epoch {record.epoch}, held by {record.worker}){rows}"
+
+
+@dataclass(slots=True)
+class _Trial:
+    """One run in the lab: the queue that is its own, what its workers say, and the world around it."""
+
+    queue: str
+    outside: Outside | None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    events: Events = field(default_factory=Events)
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.events.subscribe(self._hear)
+
+    def _hear(self, name: str, fields: dict[str, Any]) -> None:
+        if name in ("run.parked", "run.settled"):
+            self.news.set()
+        elif name == "run.warning":
+            self.warnings.append(f"{fields['step']}: {fields['message']}")
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
