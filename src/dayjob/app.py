@@ -352,13 +352,12 @@ class Dayjob:
             future.set_result(record)
 
     async def _action(self, run_id: str, action_id: str) -> Action:
-        await self.get(run_id)
-        actions = await self.actions(run_id)
-        found = next((action for action in actions if action.id == action_id), None)
-        if found is None:
-            waiting = ", ".join(repr(action.id) for action in actions) or "nothing"
+        row = await self.store.open_step(run_id, action_id)
+        if row is None or row.kind != Kind.ASK:
+            await self.get(run_id)
+            waiting = ", ".join(repr(action.id) for action in await self.actions(run_id)) or "nothing"
             raise UnknownAction(f"{run_id}: does not wait for {action_id!r}; it waits for {waiting}")
-        return found
+        return _action(row)
 
     async def until_settled(self, run_id: str, timeout: float | None = None) -> RunRecord:
         """Waits until a run is over, here or in another process. Raises TimeoutError, UnknownRun."""

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dayjob.errors import NotJSON, StepError
+from dayjob.errors import NotJSON, StepError, ValueTooLarge
 from dayjob.journal import Scope, error_bytes
 from dayjob.retry import RetryPolicy
 from dayjob.runs import Kind, Outcome
 from dayjob.shapes import Shape, shape_of
 from dayjob.steps import Steps, awaited, cancellings, never
-from dayjob.values import canonical, decode
+from dayjob.values import canonical, decode, within_limit
 
 
 async def call(
@@ -129,9 +129,9 @@ async def call_scoped(
 
 def encoded_arguments(name: str, args: tuple[Any, ...]) -> bytes:
     try:
-        return canonical(args)
-    except NotJSON as problem:
-        raise StepError("NotJSON", f"step {name!r}: argument {problem}") from None
+        return within_limit(canonical(args))
+    except (NotJSON, ValueTooLarge) as problem:
+        raise StepError(type(problem).__name__, f"step {name!r}: arguments: {problem}") from None
 
 
 async def _called(fn: Callable[..., Any], args: tuple[Any, ...], shape: Shape) -> Any:

@@ -17,6 +17,7 @@ EVENTS: dict[str, str] = {
     "run.abandoned": "run, tasks: tasks of the job ignored their cancellation and were left behind",
     "run.warning": "run, step, message: something in the job is not deterministic, or not durable",
     "run.progress": "run, done, total",
+    "run.note": "run, key, name, value: a remark, a verdict, a partial output and the like",
     "step.started": "run, key, name, kind, attempt",
     "step.text": "run, key, attempt, text: a piece of a model's answer",
     "step.opened": "run, key, name, kind, due: a step began to wait",

@@ -143,12 +143,13 @@ class Execution:
             self._close_all()
             self._changed.set()
 
-    def take_up(self, record: RunRecord) -> None:
+    def take_up(self, record: RunRecord, loaded: Loaded | None) -> None:
         """A warm run was claimed again, with nobody in between: it goes on where it is."""
         self.record = record
         self.journal.epoch = record.epoch
         self._wake_up()
-        self.poked = True
+        if loaded is not None:
+            self._react_to(loaded)
         self._changed.set()
 
     async def hand_back(self) -> None:
@@ -429,10 +430,13 @@ class Execution:
         if loaded is None:
             self.lose()
             return None
+        self._react_to(loaded)
+        return loaded
+
+    def _react_to(self, loaded: Loaded) -> None:
         self._take_in(loaded)
         if loaded.status == Status.CANCELLING and self.end is None:
             self._decide(End(Status.CANCELLED, loaded.reason))
-        return loaded
 
     def _take_in(self, loaded: Loaded) -> None:
         self.wakes = loaded.wakes

@@ -98,6 +98,8 @@ class Join:
         )
         if branch.recorded is not None and self.run.is_settled(branch.recorded):
             branch.row = branch.recorded
+            if self.run.keeper.events.active:
+                self.run.announce(branch.row, reused=True)
 
     # --- running -------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
-from dayjob.errors import InputError, NotJSON
-from dayjob.values import Redactor, canonical, digest
+from dayjob.errors import InputError, NotJSON, ValueTooLarge
+from dayjob.values import Redactor, canonical, digest, within_limit
 
 HASH_BYTES = 16
 MAX_LINKS = 64
@@ -34,7 +34,7 @@ class Prompt:
         earlier: Prompt | None,
         redact: Redactor,
     ) -> None:
-        """Raises NotJSON naming the message that cannot be stored, InputError for one that is no dict."""
+        """Raises NotJSON or ValueTooLarge naming the message that cannot be stored, InputError for one that is no dict."""
         head_bytes = redact(canonical(head))
         self.head = digest(head_bytes)
         keep = _common(messages, earlier.messages) if earlier is not None else 0
@@ -43,10 +43,11 @@ class Prompt:
         self.chain: list[bytes] = earlier.chain[:keep] if earlier is not None else []
         self.new: list[tuple[bytes, bytes]] = []
         for index in range(keep, len(messages)):
-            data = redact(_message_bytes(messages[index], index))
+            given = _message_bytes(messages[index], index)
+            data = redact(given)
             hash = digest(data)
             self.new.append((hash, data))
-            self.messages.append(_copy(messages[index]))
+            self.messages.append(_copy(messages[index], given))
             self.hashes.append(hash)
             self.chain.append(digest((self.chain[-1] if self.chain else b"") + hash))
         self.stored_by: str | None = None
@@ -91,14 +92,14 @@ def _message_bytes(message: Any, index: int) -> bytes:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise InputError(f"messages[{index}]: expected a dict with a role, got {type(message).__name__}")
     try:
-        return canonical(message)
-    except NotJSON as problem:
-        raise NotJSON(f"messages[{index}]: {problem}") from None
+        return within_limit(canonical(message))
+    except (NotJSON, ValueTooLarge) as problem:
+        raise type(problem)(f"messages[{index}]: {problem}") from None
 
 
-def _copy(message: Mapping[str, Any]) -> dict[str, Any]:
+def _copy(message: Mapping[str, Any], data: bytes) -> dict[str, Any]:
     """A copy that later changes of the message cannot reach; flat ones share their strings, which compare fast."""
     if all(type(value) is str for value in message.values()):
         return dict(message)
-    copied: dict[str, Any] = orjson.loads(orjson.dumps(message))
+    copied: dict[str, Any] = orjson.loads(data)
     return copied

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from dayjob.errors import InputError, InvalidAnswer, NotJSON, StepError
+from dayjob.errors import InputError, InvalidAnswer, NotJSON, StepError, ValueTooLarge
 from dayjob.journal import error_bytes
 from dayjob.models import Message, Model, ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.prompts import Prompt
@@ -159,7 +159,7 @@ class ModelCall:
         }
         try:
             return Prompt(head, messages, run.scope.last_prompt(), run.journal.redact)
-        except (NotJSON, InputError) as problem:
+        except (NotJSON, ValueTooLarge, InputError) as problem:
             raise StepError(type(problem).__name__, f"model: {problem}", step=run.scope.current) from None
 
     async def _ask(

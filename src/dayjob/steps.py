@@ -357,6 +357,7 @@ class Steps:
                 self.journal.put((row,))
             if self.keeper.events.active:
                 self.announce(row)
+                self.keeper.events.emit("run.note", run=self.id, key=key, name=name, value=value)
         finally:
             self.scope.current = None
 

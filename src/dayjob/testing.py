@@ -16,6 +16,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -31,7 +32,7 @@ from dayjob.models import Model
 from dayjob.models.scripted import Delay as Delay
 from dayjob.models.scripted import Scripted as Scripted
 from dayjob.runs import RunRecord, Status, StepRecord, new_id
-from dayjob.stores import Beat, Entry, Held, Wanted, WorkerRecord, open_store
+from dayjob.stores import Beat, Entry, Held, Loaded, Wanted, WorkerRecord, open_store
 from dayjob.worker import Worker
 
 POLL_SECONDS = 0.005
@@ -39,7 +40,7 @@ LOOP_TURNS = 40
 """A worker whose writes go nowhere has nothing left to do after about as many turns of the loop."""
 
 Outside = Callable[[Dayjob, str], Awaitable[bool]]
-"""The world around a run: looks at what it waits for, answers, and says whether it did. Called again and again."""
+"""The world around a run, called again and again: looks what it waits for, answers, says whether it did."""
 
 
 class Clock:
@@ -101,7 +102,7 @@ class MortalStore:
         self.died = asyncio.Event()
         self.deaf = False
         self.buried = False
-        self._store = store
+        self.store = store
         self._death = death
 
     # --- what a worker writes --------------------------------------------------------------------
@@ -117,11 +118,11 @@ class MortalStore:
             entry = replace(entry, durable=heard)
         if lost is not None:
             entry = replace(entry, lost=lambda: None if self.deaf else lost())
-        self._store.put(entry)
+        self.store.put(entry)
 
-    async def claim(self, wanted: Wanted) -> list[RunRecord]:
+    async def claim(self, wanted: Wanted) -> list[tuple[RunRecord, Loaded | None]]:
         await self._if_alive()
-        claimed: list[RunRecord] = await self._store.claim(wanted)
+        claimed: list[tuple[RunRecord, Loaded | None]] = await self.store.claim(wanted)
         if claimed:
             self._count()
         await self._if_alive()
@@ -130,21 +131,21 @@ class MortalStore:
     async def park(
         self, home: str, run: str, epoch: int, wakes: int, status: Status, due: float | None
     ) -> Held:
-        held: Held = await self._write(self._store.park, home, run, epoch, wakes, status, due)
+        held: Held = await self._write(self.store.park, home, run, epoch, wakes, status, due)
         return held
 
     async def unpark(self, home: str, run: str, epoch: int, worker: str) -> bool:
-        return bool(await self._write(self._store.unpark, home, run, epoch, worker))
+        return bool(await self._write(self.store.unpark, home, run, epoch, worker))
 
     async def release(self, home: str, run: str, epoch: int, pin: str | None = None) -> None:
-        await self._write(self._store.release, home, run, epoch, pin)
+        await self._write(self.store.release, home, run, epoch, pin)
 
     async def unwind(self, *identity_and_end: Any) -> Held:
-        held: Held = await self._write(self._store.unwind, *identity_and_end)
+        held: Held = await self._write(self.store.unwind, *identity_and_end)
         return held
 
     async def settle(self, *identity_and_end: Any) -> Held:
-        held: Held = await self._write(self._store.settle, *identity_and_end)
+        held: Held = await self._write(self.store.settle, *identity_and_end)
         return held
 
     async def _write(self, verb: Callable[..., Awaitable[Any]], *args: Any) -> Any:
@@ -155,9 +156,7 @@ class MortalStore:
                 await verb(*args)
             await self._never()
         result = await verb(*args)
-        if self.deaf:
-            await self._never()
-        return result
+        return result if self._hears() else await self._never()
 
     def _count(self) -> bool:
         """Counts a write; true if the worker dies of this one."""
@@ -180,32 +179,31 @@ class MortalStore:
 
     async def register(self, worker: WorkerRecord) -> None:
         await self._if_alive()
-        await self._store.register(worker)
+        await self.store.register(worker)
 
     def beat(self, worker: str) -> Beat:
-        if self.deaf or self.buried:
-            raise StoreUnavailable(f"{self.url}: this worker is dead")
-        beat: Beat = self._store.beat(worker)
+        beat: Beat = self.store.beat(worker) if self._hears() else Beat(float("-inf"), {})
         return beat
 
     def changed(self, worker: str) -> Any:
-        return None if self.died.is_set() else self._store.changed(worker)
+        return None if self.died.is_set() else self.store.changed(worker)
 
     def __getattr__(self, name: str) -> Any:
-        verb = getattr(self._store, name)
+        verb = getattr(self.store, name)
 
         async def heard(*args: Any, **kwargs: Any) -> Any:
-            if self.deaf or self.buried:
+            if not self._hears():
                 await self._never()
             result = await verb(*args, **kwargs)
-            if self.deaf or self.buried:
-                await self._never()
-            return result
+            return result if self._hears() else await self._never()
 
         return heard
 
     def bury(self) -> None:
         self.deaf = self.buried = True
+
+    def _hears(self) -> bool:
+        return not self.deaf
 
     async def _if_alive(self) -> None:
         if self.died.is_set():
@@ -219,10 +217,11 @@ class MortalStore:
 
 
 class CrashLab:
-    """Runs jobs to their end while their workers die; one store stays open for all of it.
+    """Runs jobs to their end while their workers die.
 
     `store` is a URL; by default a file in a temporary folder that is not synced to disk, since no crash
-    of the machine is tried here. `settings` go to each `Worker`. Runs may be tried side by side.
+    of the machine is tried here. Each worker opens it for itself, as a process would; what was opened
+    is used again. `settings` go to each `Worker`. Runs may be tried side by side.
     """
 
     def __init__(
@@ -239,31 +238,45 @@ class CrashLab:
         self._patience_seconds = patience_seconds
         self._settings = settings
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._burials: set[asyncio.Task[None]] = set()
+        self._opened: list[Any] = []
+        self._free: list[Any] = []
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> CrashLab:
         if self._url is None:
             self._folder = tempfile.TemporaryDirectory(prefix="dayjob-lab-")
             self._url = f"sqlite:///{Path(self._folder.name) / 'lab.db'}?synchronous=off"
-        self.store: Any = open_store(self._url, clock=self._clock)
+        self.store: Any = self._open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.gather(*self._burials)
-        await self.store.close()
+        await asyncio.gather(*self._leaving)
+        await asyncio.gather(*(store.close() for store in self._opened))
         if self._folder is not None:
             self._folder.cleanup()
 
+    def _open(self) -> Any:
+        store = open_store(str(self._url), clock=self._clock)
+        self._opened.append(store)
+        return store
+
     async def at_every_write(
-        self, request: Request, moments: Iterable[Moment] = tuple(Moment), **how: Any
+        self,
+        request: Request,
+        moments: Iterable[Moment] = tuple(Moment),
+        side_by_side: int = 4,
+        **how: Any,
     ) -> AsyncIterator[Ended]:
         """Runs the job again and again, each time with a death one write later, until it ends without one."""
         for moment in moments:
-            for write in range(1, 1_000_000):
-                ended = await self.run(request, death=Death(write, moment), **how)
-                if ended.death is None:
+            for first in range(1, 1_000_000, side_by_side):
+                deaths = [Death(write, moment) for write in range(first, first + side_by_side)]
+                trials = await asyncio.gather(*(self.run(request, death=death, **how) for death in deaths))
+                for ended in trials:
+                    if ended.death is not None:
+                        yield ended
+                if trials[-1].death is None:
                     break
-                yield ended
 
     async def run(
         self,
@@ -277,73 +290,74 @@ class CrashLab:
         on_death: Callable[[], None] = lambda: None,
         **submit: Any,
     ) -> Ended:
-        """Runs a job to its end. Its worker may die; then another takes over, with the jobs in `then` if given.
+        """Runs a job to its end. If its worker dies another takes over, with the jobs in `then` if given.
 
         `jobs` are what it starts as children. Raises TimeoutError, saying where the run stands, if it
         does not end in time.
         """
-        trial = _Trial(new_id("queue"), outside)
-        mortal = MortalStore(self.store, death)
+        trial = _Trial(new_id("queue"), model, outside)
         jobs = [request.job, *jobs]
         async with Dayjob(self.store, worker=False, clock=self._clock) as app:
             handle = await app.submit(request, queue=trial.queue, **submit)
-            worker = await self._hire(mortal, jobs, trial, model)
+            mortal, worker = await self._hire(trial, jobs, death)
             died = asyncio.create_task(mortal.died.wait())
             over = asyncio.create_task(self._until_over(app, handle.id, worker, trial))
             await asyncio.wait({died, over}, return_when=asyncio.FIRST_COMPLETED)
             durable: Sequence[StepRecord] = ()
+            writes = mortal.writes
             if mortal.died.is_set():
                 await _cancelled(over)
                 await self._bury(worker, mortal)
-                self.deaths += 1
                 on_death()
                 durable = await self.store.steps(handle.id)
-                worker = await self._hire(self.store, list(then) or jobs, trial, model)
+                mortal, worker = await self._hire(trial, list(then) or jobs)
                 over = asyncio.create_task(self._until_over(app, handle.id, worker, trial))
-            await _cancelled(died)
             try:
                 record = await over
             finally:
-                self._dismiss(worker)
+                self._dismiss(worker, mortal)
+            has_died = died.done()
+            await _cancelled(died)
             return Ended(
                 record,
                 orjson.loads(record.output) if record.output else None,
                 orjson.loads(record.error)["type"] if record.error else None,
                 await self.store.steps(record.id),
-                mortal.writes,
-                death if mortal.died.is_set() else None,
+                writes,
+                death if has_died else None,
                 durable,
                 trial.warnings,
             )
 
     async def _hire(
-        self, store: Any, jobs: Sequence[Job], trial: _Trial, model: str | Model | None
-    ) -> Worker:
+        self, trial: _Trial, jobs: Sequence[Job], death: Death | None = None
+    ) -> tuple[MortalStore, Worker]:
+        store = MortalStore(self._free.pop() if self._free else self._open(), death)
         settings = {"clock": self._clock, "queues": (trial.queue,), "grace_seconds": 0.5, **self._settings}
-        worker = Worker(store, jobs, model=model, events=trial.events, **settings)
-        start = asyncio.create_task(worker.start())
-        if isinstance(store, MortalStore):
-            died = asyncio.create_task(store.died.wait())
-            await asyncio.wait({start, died}, return_when=asyncio.FIRST_COMPLETED)
-            await _cancelled(died)
-        await start
-        return worker
+        worker = Worker(store, jobs, model=trial.model, events=trial.events, **settings)
+        await worker.start()
+        return store, worker
 
     async def _bury(self, worker: Worker, mortal: MortalStore) -> None:
-        """Clears a dead worker away, so that the store's next sweep finds its runs without one."""
+        """Clears a dead worker away, so that the next sweep finds its runs without one."""
+        self.deaths += 1
         if not mortal.deaf:
             for _ in range(LOOP_TURNS):
                 await asyncio.sleep(0)
         mortal.bury()
         for execution in (*worker.held.values(), *(execution for execution, _ in worker.warm.values())):
             execution.evict()
-        await self.store.retire(worker.id)
-        self._dismiss(worker)
+        await mortal.store.retire(worker.id)
+        self._dismiss(worker, mortal)
 
-    def _dismiss(self, worker: Worker) -> None:
-        task = asyncio.create_task(worker.stop(drain_seconds=0))
-        self._burials.add(task)
-        task.add_done_callback(self._burials.discard)
+    def _dismiss(self, worker: Worker, mortal: MortalStore) -> None:
+        async def leave() -> None:
+            await worker.stop(drain_seconds=0)
+            self._free.append(mortal.store)
+
+        task = asyncio.create_task(leave())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _until_over(self, app: Dayjob, run: str, worker: Worker, trial: _Trial) -> RunRecord:
         """The run that ended, or the last of those that it went on as."""
@@ -361,10 +375,8 @@ class CrashLab:
             if time.monotonic() > deadline:
                 raise TimeoutError(await self._described(record))
             wait = POLL_SECONDS if trial.outside is not None else 10 * POLL_SECONDS
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(trial.news.wait(), wait)
-            except TimeoutError:
-                pass
 
     async def _described(self, record: RunRecord) -> str:
         steps = await self.store.steps(record.id)
@@ -377,6 +389,7 @@ class _Trial:
     """One run in the lab: the queue that is its own, what its workers say, and the world around it."""
 
     queue: str
+    model: str | Model | None
     outside: Outside | None
     news: asyncio.Event = field(default_factory=asyncio.Event)
     events: Events = field(default_factory=Events)

@@ -7,8 +7,10 @@ that breaks on replay. NaN, infinities, sets and other things that are no JSON a
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import blake2b
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 MAX_VALUE_BYTES = 8 * 1024 * 1024
-REDACTED = b"[redacted]"
+REDACTED = "[redacted]"
 _PLAIN: dict[Any, tuple[type, ...]] = {
     str: (str,),
     int: (int,),
@@ -35,15 +37,16 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
 }
 _SCALARS = (str, int, float, bool, type(None))
 _ANYTHING = (Any, object, inspect.Parameter.empty)
+_MANY_DIGITS = re.compile(rb"\d{19}")
 
 
 class Redactor:
-    """Replaces the secrets of this process in JSON bytes."""
+    """Replaces the secrets of this process in JSON bytes, and in text."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        unique = {secret for secret in secrets if len(secret) >= 6}
-        longest_first = sorted(unique, key=len, reverse=True)
-        self._secrets = [orjson.dumps(secret)[1:-1] for secret in longest_first]
+        unique = {secret for secret in secrets if len(secret) >= 6 and _is_unicode(secret)}
+        self._secrets = sorted(unique, key=len, reverse=True)
+        self._encoded = [orjson.dumps(secret)[1:-1] for secret in self._secrets]
 
     @classmethod
     def from_environment(cls) -> Redactor:
@@ -58,10 +61,24 @@ class Redactor:
         )
 
     def __call__(self, data: bytes) -> bytes:
-        for secret in self._secrets:
-            if secret in data:
-                data = data.replace(secret, REDACTED)
+        for secret in self._encoded:
+            if secret in data:  # perhaps only in a number, or across an escape: those stay as they are
+                return orjson.dumps(self._without(orjson.loads(data)))
         return data
+
+    def text(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, REDACTED)
+        return text
+
+    def _without(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {self.text(key): self._without(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._without(item) for item in value]
+        return value
 
 
 def encode(value: Any, declared: Any = Any) -> bytes:
@@ -74,18 +91,26 @@ def encode(value: Any, declared: Any = Any) -> bytes:
             data = _adapter(declared).dump_json(value, warnings="error")
         except Exception as problem:
             raise NotJSON(f"{type(value).__name__} does not fit {_type_name(declared)}: {problem}") from None
+        if _MANY_DIGITS.search(data) and (too_long := _culprit(json.loads(data))):
+            raise NotJSON(too_long)
     else:
         try:
             data = orjson.dumps(value, default=_to_jsonable)
         except TypeError as problem:
-            raise NotJSON(_culprit(value) or str(problem)) from None
+            raise NotJSON(_why_not(value, problem)) from None
+    within_limit(data)
+    if b"null" in data and (problem_at := _not_finite(value)):
+        raise NotJSON(problem_at)
+    return data
+
+
+def within_limit(data: bytes) -> bytes:
+    """The data itself. Raises ValueTooLarge over 8 MB."""
     if len(data) > MAX_VALUE_BYTES:
         raise ValueTooLarge(
             f"{len(data) / 1e6:.1f} MB of JSON; the limit of a value is 8 MB. "
             "Keep it in a file or a bucket, and return where it is."
         )
-    if b"null" in data and (problem_at := _not_finite(value)):
-        raise NotJSON(problem_at)
     return data
 
 
@@ -112,11 +137,14 @@ def _typed(value: Any, declared: Any, data: bytes | None) -> Any:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON bytes with sorted keys: equal values give equal bytes."""
+    """JSON bytes with sorted keys: equal values give equal bytes. Raises NotJSON, as `encode` does."""
     try:
-        return orjson.dumps(value, default=_to_jsonable, option=orjson.OPT_SORT_KEYS)
+        data = orjson.dumps(value, default=_to_jsonable, option=orjson.OPT_SORT_KEYS)
     except TypeError as problem:
-        raise NotJSON(_culprit(value) or str(problem)) from None
+        raise NotJSON(_why_not(value, problem)) from None
+    if b"null" in data and (problem_at := _not_finite(value)):
+        raise NotJSON(problem_at)
+    return data
 
 
 def digest(data: bytes) -> bytes:
@@ -172,8 +200,16 @@ class Signature:
 
     def decode(self, data: bytes) -> dict[str, Any]:
         """The arguments, each of its declared type. Raises InputError naming the field."""
+        try:
+            fields = orjson.loads(data)
+        except orjson.JSONDecodeError as problem:
+            raise InputError(
+                f"expected a JSON object of {self.described()}; this is no JSON: {problem}"
+            ) from None
+        if not isinstance(fields, dict):
+            raise InputError(f"expected a JSON object of {self.described()}, got {_shown(fields)}")
         arguments = {}
-        for name, value in orjson.loads(data).items():
+        for name, value in fields.items():
             if name not in self.types:
                 raise InputError(f"{name}: unknown (expected {self.described()})")
             try:
@@ -238,10 +274,21 @@ def _plain(declared: Any) -> tuple[type, ...] | None:
 
 def _to_jsonable(value: Any) -> Any:
     if hasattr(value, "get_secret_value"):
-        return REDACTED.decode()
+        return REDACTED
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     raise TypeError
+
+
+def _why_not(value: Any, problem: TypeError) -> str:
+    try:
+        return _culprit(value) or str(problem)
+    except RecursionError:
+        return f"{type(value).__name__} is nested too deeply, or holds itself"
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _culprit(value: Any, path: str = "") -> str | None:

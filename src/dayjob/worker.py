@@ -15,7 +15,7 @@ from dayjob.heartbeat import BEAT_SECONDS, LEASE_SECONDS, Heartbeat
 from dayjob.jobs import Job
 from dayjob.models import Model
 from dayjob.runs import RunRecord, new_id
-from dayjob.stores import Beat, Store, Wanted, WorkerRecord
+from dayjob.stores import Beat, Loaded, Store, Wanted, WorkerRecord
 from dayjob.stores.process import start_of, this_host
 from dayjob.values import Redactor
 
@@ -182,12 +182,12 @@ class Worker:
                 await asyncio.sleep(0.2)
                 self._work.set()
                 continue
-            for record in claimed:
-                self._take(record)
+            for record, loaded in claimed:
+                self._take(record, loaded)
             if len(claimed) == room:
                 self._work.set()
 
-    def _take(self, record: RunRecord) -> None:
+    def _take(self, record: RunRecord, loaded: Loaded | None) -> None:
         self.events.emit(
             "run.claimed",
             run=record.id,
@@ -197,7 +197,7 @@ class Worker:
         )
         execution, _ = self.warm.pop(record.id, (None, 0.0))
         if execution is not None and execution.journal.epoch == record.epoch - 1 and not execution.lost:
-            execution.take_up(record)
+            execution.take_up(record, loaded)
         else:
             if execution is not None:
                 execution.evict()

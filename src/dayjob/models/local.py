@@ -69,7 +69,7 @@ class Local:
                 if not offer.tools:
                     on_text(event)
         finally:
-            pass
+            generation.stopped = True
         if isinstance(event, ModelError):
             raise event
         text, calls = _read("".join(texts), request, offer)

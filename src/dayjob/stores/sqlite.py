@@ -140,7 +140,6 @@ class SQLiteStore:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             connection.execute("PRAGMA journal_size_limit = 67108864")
-            connection.execute("PRAGMA cache_size = -16384")
         except sqlite3.DatabaseError as problem:
             if "not a database" in str(problem):
                 raise ForeignStore(f"{self.path}: is no SQLite database. Choose another path.") from None
@@ -340,8 +339,11 @@ class SQLiteStore:
 
         return await self._read(query)
 
-    async def claim(self, wanted: Wanted) -> list[RunRecord]:
-        """Takes up to `limit` runs, each with a raised epoch, most urgent first, then oldest first."""
+    async def claim(self, wanted: Wanted) -> list[tuple[RunRecord, Loaded | None]]:
+        """Takes up to `limit` runs, each with a raised epoch, most urgent first, then oldest first.
+
+        With a run that was begun before comes what happened to it meanwhile, all but its journal.
+        """
         if wanted.limit <= 0:
             return []
         conditions, values = [], []
@@ -356,12 +358,12 @@ class SQLiteStore:
         queues = ", ".join("?" * len(wanted.queues))
         statement = (
             f"SELECT home, id, job, attempts FROM runs WHERE {_CLAIMABLE} AND queue IN ({queues}) "
-            f"AND ({' OR '.join(conditions)}) {'AND id = ?' if wanted.only else ''}"
+            f"AND ({' OR '.join(conditions)}) {'AND home = (SELECT home FROM runs WHERE id = ?)' if wanted.only else ''}"
             "ORDER BY priority DESC, id LIMIT ?"
         )
         values = [*wanted.queues, *values, *([wanted.only] if wanted.only else []), str(wanted.limit)]
 
-        def transaction(connection: sqlite3.Connection) -> list[RunRecord]:
+        def transaction(connection: sqlite3.Connection) -> list[tuple[RunRecord, Loaded | None]]:
             found = connection.execute(statement, values).fetchall()
             if wanted.alone and found and found[0][3] >= 2:
                 found = found[:1]
@@ -380,7 +382,8 @@ class SQLiteStore:
                 ).fetchone()
                 run = _run(row)
                 run.input = _input_of(connection, run)
-                claimed.append(run)
+                begun = run.epoch > 1 or run.wakes > 0
+                claimed.append((run, _loaded(connection, home, id, run.epoch) if begun else None))
             return claimed
 
         return await self._writer.run(transaction)
@@ -394,29 +397,8 @@ class SQLiteStore:
         def query(connection: sqlite3.Connection) -> Loaded | None:
             connection.execute("BEGIN")
             try:
-                row = connection.execute(
-                    "SELECT status, outcome, reason, wakes, epoch FROM runs WHERE home = ? AND id = ?",
-                    (home, run),
-                ).fetchone()
-                if row is None or row[4] != epoch:
-                    return None
-                loaded = Loaded(Status(row[0]), row[1], row[2], row[3], [], [])
-                loaded.answered = [
-                    _step(found)
-                    for found in connection.execute(
-                        f"SELECT {_STEP} FROM steps WHERE home = ? AND run = ? AND outcome IS NULL "
-                        "AND answer IS NOT NULL",
-                        (home, run),
-                    )
-                ]
-                loaded.inbox = [
-                    InboxItem(*found)
-                    for found in connection.execute(
-                        "SELECT id, name, value FROM inbox WHERE home = ? AND run = ? ORDER BY id",
-                        (home, run),
-                    )
-                ]
-                if version is not None:
+                loaded = _loaded(connection, home, run, epoch)
+                if loaded is not None and version is not None:
                     _load_journal(connection, loaded, home, run, version)
                 return loaded
             finally:
@@ -762,6 +744,19 @@ class SQLiteStore:
 
         return await self._read(query)
 
+    async def open_step(self, run: str, key: str) -> StepRecord | None:
+        """A step of a run that is not over which still waits for its answer."""
+
+        def query(connection: sqlite3.Connection) -> StepRecord | None:
+            row = connection.execute(
+                f"SELECT {_STEP} FROM steps WHERE home = (SELECT home FROM runs WHERE id = :run "
+                f"AND status NOT IN {_TERMINAL}) AND run = :run AND key = :key AND outcome IS NULL AND answer IS NULL",
+                {"run": run, "key": key},
+            ).fetchone()
+            return _step(row) if row else None
+
+        return await self._read(query)
+
     async def step(self, run: str, key: str, attempt: int) -> StepRecord | None:
         def query(connection: sqlite3.Connection) -> StepRecord | None:
             row = connection.execute(
@@ -853,6 +848,11 @@ HAVING NOT EXISTS (SELECT 1 FROM thread_messages WHERE home = :home AND thread =
 """
 
 
+def path_of(url: str) -> str:
+    """The file that a URL names. Raises InputError for a URL that names none."""
+    return _parse(url)[0]
+
+
 def _parse(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     path = parts.path[1:]
@@ -937,6 +937,32 @@ def _supersede_statements(home: str, run: str, supersede: Supersede) -> list[tup
             (home, run, scope + "/", scope + "0"),
         ))  # fmt: skip
     return statements
+
+
+def _loaded(connection: sqlite3.Connection, home: str, run: str, epoch: int) -> Loaded | None:
+    """A held run's status and every answer up to its `wakes`, as of this transaction."""
+    row = connection.execute(
+        "SELECT status, outcome, reason, wakes FROM runs WHERE home = ? AND id = ? AND epoch = ?",
+        (home, run, epoch),
+    ).fetchone()
+    if row is None:
+        return None
+    answered = connection.execute(
+        f"SELECT {_STEP} FROM steps WHERE home = ? AND run = ? AND outcome IS NULL AND answer IS NOT NULL",
+        (home, run),
+    )
+    inbox = connection.execute(
+        "SELECT id, name, value FROM inbox WHERE home = ? AND run = ? ORDER BY id", (home, run)
+    )
+    status, outcome, reason, wakes = row
+    return Loaded(
+        Status(status),
+        outcome,
+        reason,
+        wakes,
+        [_step(found) for found in answered],
+        [InboxItem(*found) for found in inbox],
+    )
 
 
 def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run: str, version: str) -> None:

@@ -19,22 +19,36 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dayjob.errors import StoreError, StoreFull, StoreLocked, StoreUnavailable
-from dayjob.runs import StepRecord
+from dayjob.runs import Kind, StepRecord
 from dayjob.stores import Entry
 
 T = TypeVar("T")
 
 STEP_COLUMNS = tuple(StepRecord.__dataclass_fields__)
-step_values: Callable[[StepRecord], tuple[Any, ...]] = attrgetter(*STEP_COLUMNS)
+PLAIN_COLUMNS = (
+    "home", "run", "key", "attempt", "scope", "name", "kind", "outcome", "seq", "version", "epoch", "nonce",
+    "fingerprint", "code", "started", "ended", "input", "value", "error",
+)  # fmt: skip
+"""All that most steps have; the other columns belong to model calls, waits and children."""
+
+PLAIN_KINDS = frozenset({Kind.CALL, Kind.SCOPE, Kind.JOIN, Kind.VALUE, Kind.NOTE})
 _HELD = "('in_progress', 'cancelling', 'unwinding')"
-_numbered = {name: f"?{number}" for number, name in enumerate(STEP_COLUMNS, 1)}
-# A row that is there with the same nonce was flushed before a lost reply: it counts as written.
-INSERT_STEP = f"""
-INSERT INTO steps ({", ".join(STEP_COLUMNS)})
-SELECT {", ".join(_numbered.values())} FROM runs
- WHERE home = ?1 AND id = ?2 AND epoch = {_numbered["epoch"]} AND status IN {_HELD}
-ON CONFLICT (home, run, key, attempt) DO UPDATE SET nonce = nonce WHERE nonce = excluded.nonce
-"""
+
+
+def _insert_step(columns: tuple[str, ...]) -> str:
+    """A fenced insert. A row that is there with the same nonce was flushed before a lost reply: it counts as written."""
+    marks = {name: f"?{number}" for number, name in enumerate(columns, 1)}
+    return (
+        f"INSERT INTO steps ({', '.join(columns)}) SELECT {', '.join(marks.values())} FROM runs "
+        f"WHERE home = {marks['home']} AND id = {marks['run']} AND epoch = {marks['epoch']} AND status IN {_HELD} "
+        "ON CONFLICT (home, run, key, attempt) DO UPDATE SET nonce = nonce WHERE nonce = excluded.nonce"
+    )
+
+
+INSERT_STEP = _insert_step(STEP_COLUMNS)
+_INSERT_PLAIN_STEP = _insert_step(PLAIN_COLUMNS)
+step_values: Callable[[StepRecord], tuple[Any, ...]] = attrgetter(*STEP_COLUMNS)
+_plain_values: Callable[[StepRecord], tuple[Any, ...]] = attrgetter(*PLAIN_COLUMNS)
 _FENCE = f"SELECT 1 FROM runs WHERE home = ? AND id = ? AND epoch = ? AND status IN {_HELD}"
 _ROW_ERRORS = (
     sqlite3.IntegrityError,
@@ -203,8 +217,8 @@ class Writer:
         rows: list[tuple[Any, ...]] = []
         for item in batch:
             if isinstance(item, Entry):
-                if len(item.insert) == 1 and not (item.update or item.more):
-                    rows.append(step_values(item.insert[0]))
+                if not (item.update or item.more) and all(row.kind in PLAIN_KINDS for row in item.insert):
+                    rows += [_plain_values(row) for row in item.insert]
                 else:
                     if not (_insert(connection, rows) and self._apply(connection, item)):
                         return None
@@ -311,7 +325,7 @@ def _insert(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> bool
     if not rows:
         return True
     try:
-        return connection.executemany(INSERT_STEP, rows).rowcount == len(rows)
+        return connection.executemany(_INSERT_PLAIN_STEP, rows).rowcount == len(rows)
     except _ROW_ERRORS:
         return False
 
