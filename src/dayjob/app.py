@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ from dayjob.stores import InboxItem, Supersede, open_store
 from dayjob.values import Redactor, decode, encode
 from dayjob.worker import Worker
 
-POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.25)
+POLL_SECONDS = 0.05
+RECENT = 1_000
 PROJECT = "default"
 _ENDED = {
     Status.FAILED: RunFailed,
@@ -87,7 +89,9 @@ class Dayjob:
         self._clock = clock
         self._redact = Redactor.from_environment()
         self._workers: list[Worker] = []
-        self._settled: dict[str, asyncio.Future[RunRecord]] = {}
+        self._waiting: dict[str, list[asyncio.Future[RunRecord]]] = {}
+        self._recent: OrderedDict[str, RunRecord] = OrderedDict()
+        self._poller: asyncio.Task[None] | None = None
         self._store: Any = None
 
     async def __aenter__(self) -> Dayjob:
@@ -119,6 +123,9 @@ class Dayjob:
         for worker in self._workers:
             await worker.stop()
         self._workers.clear()
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.gather(self._poller, return_exceptions=True)
         await self._close_store()
 
     async def _close_store(self) -> None:
@@ -309,6 +316,7 @@ class Dayjob:
                 f"{run_id}: is completed; to do some of it again, give --changed or --from STEP"
             )
         supersede = _superseded_by_resume(record, steps, from_step)
+        self._recent.pop(run_id, None)
         if not await self.store.resume(run_id, supersede, changed):
             raise WrongStatus(f"{run_id}: was resumed meanwhile")
         self._poke(run_id)
@@ -347,9 +355,12 @@ class Dayjob:
             worker.poke(run_id)
 
     def _on_settled(self, record: RunRecord) -> None:
-        future = self._settled.pop(record.id, None)
-        if future is not None and not future.done():
-            future.set_result(record)
+        """A run ended in this process: whoever waits for it need not ask the store."""
+        self._recent[record.id] = record
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+        for future in self._waiting.pop(record.id, ()):
+            _resolve(future, record)
 
     async def _action(self, run_id: str, action_id: str) -> Action:
         row = await self.store.open_step(run_id, action_id)
@@ -360,30 +371,44 @@ class Dayjob:
         return _action(row)
 
     async def until_settled(self, run_id: str, timeout: float | None = None) -> RunRecord:
-        """Waits until a run is over, here or in another process. Raises TimeoutError, UnknownRun."""
+        """Waits until a run is over, here or in another process. Raises TimeoutError."""
         async with asyncio.timeout(timeout):
-            for attempt in range(1_000_000_000):
-                future = self._settled.get(run_id)
-                if future is None and self._workers:
-                    future = self._settled[run_id] = asyncio.get_running_loop().create_future()
-                if attempt or future is None:
-                    record = await self.get(run_id)
-                    if record.status.is_terminal and record.next_run is None:
-                        return record
-                    if record.next_run is not None:
-                        return await self.until_settled(record.next_run)
-                if future is not None:
-                    done, _ = await asyncio.wait({future}, timeout=0.05 if attempt == 0 else 1.0)
-                    if done:
-                        settled: RunRecord = future.result()
-                        if self._settled.get(run_id) is future:
-                            del self._settled[run_id]
-                        if settled.reason and settled.reason.startswith("continued as "):
-                            return await self.until_settled((await self.get(run_id)).next_run or run_id)
-                        return settled
-                else:
-                    await asyncio.sleep(POLL_SECONDS[min(attempt, len(POLL_SECONDS) - 1)])
-        raise AssertionError
+            while True:
+                record = self._recent.get(run_id) or await self._next_end(run_id)
+                if not (record.reason or "").startswith("continued as "):
+                    return record
+                run_id = (await self.get(run_id)).next_run or run_id
+
+    async def _next_end(self, run_id: str) -> RunRecord:
+        future: asyncio.Future[RunRecord] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(run_id, []).append(future)
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll_ends())
+        try:
+            return await future
+        finally:
+            waiting = self._waiting.get(run_id, [])
+            if future in waiting:
+                waiting.remove(future)
+            if not waiting:
+                self._waiting.pop(run_id, None)
+
+    async def _poll_ends(self) -> None:
+        """One look for all who wait for runs that this process does not hold: another may have ended them."""
+        while self._waiting:
+            elsewhere = [
+                run for run in self._waiting if not any(run in worker.held for worker in self._workers)
+            ]
+            for run in await self.store.ended(elsewhere):
+                record = await self.store.get(run)
+                for future in self._waiting.pop(run, ()):
+                    _resolve(future, record)
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def _resolve(future: asyncio.Future[RunRecord], record: RunRecord) -> None:
+    if not future.done():
+        future.set_result(record)
 
 
 class Handle:
@@ -406,6 +431,8 @@ class Handle:
         Raises RunFailed, RunCancelled, RunExpired or RunIncomplete, each with the reason (and the
         partial output), and TimeoutError after `timeout` seconds.
         """
+        if self._job is None:
+            await self._app.get(self.id)
         record = await self._app.until_settled(self.id, timeout)
         job = self._job or self._app.jobs.get(record.job)
         if record.status == Status.COMPLETED:

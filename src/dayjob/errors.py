@@ -40,7 +40,8 @@ class DayjobError(Exception):
     """Something went wrong in Dayjob."""
 
     def __init__(self, message: str | None = None) -> None:
-        self.message = message or inspect.cleandoc(type(self).__doc__ or type(self).__name__)
+        taught = inspect.cleandoc(type(self).__doc__ or type(self).__name__)
+        self.message = taught if message is None else message
         super().__init__(self.message)
 
 

@@ -6,6 +6,7 @@ Nothing here is durable: what must survive is in the journal. Every event and it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ EVENTS: dict[str, str] = {
 }
 
 Subscriber = Callable[[str, dict[str, Any]], None]
+logger = logging.getLogger("dayjob")
 
 
 class Events:
@@ -56,4 +58,7 @@ class Events:
 
     def emit(self, name: str, /, **fields: Any) -> None:
         for subscriber in tuple(self._subscribers):
-            subscriber(name, fields)
+            try:
+                subscriber(name, fields)
+            except Exception:  # who only watches must not break what is watched
+                logger.exception("a subscriber failed at %s", name)

@@ -101,8 +101,8 @@ class Execution:
         self._defers: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._in_code = 0
         self._changed = asyncio.Event()
-        self._awake = asyncio.Event()
-        self._awake.set()
+        self._park_known = asyncio.Event()
+        self._taking_back = asyncio.Lock()
         self._root: Scope | None = None
 
     # --- for the worker ------------------------------------------------------------------------
@@ -368,8 +368,9 @@ class Execution:
         status = Status.REQUIRES_ACTION if asks else Status.WAITING
         due = min((row.due for row in rows if row.due is not None), default=None)
         self.dormant = True
-        self._awake.clear()
+        self._park_known.clear()
         held = await self._guarded(lambda: self.store.park(*self._identity(), status, due))
+        self._park_known.set()
         if held is Held.LOST:
             self.lose()
             return None
@@ -398,24 +399,27 @@ class Execution:
 
     async def _take_back(self) -> None:
         """A warm run acts by itself, by a user's timer: it must be held before it may."""
-        while self.dormant and not self.lost:
-            if self.record.status.is_parked:
-                taken = await self.store.unpark(
-                    self.record.home, self.record.id, self.journal.epoch, self.services.worker
-                )
-                if not taken:
-                    self.lose()
-                    return
-                self.record.status = Status.IN_PROGRESS
-                self._wake_up()
-                self.poke()
-                self.services.revive(self)
-            else:
-                await self._awake.wait()
+        async with self._taking_back:
+            await self._park_known.wait()
+            if not self.dormant or self.lost:
+                return
+            taken = await self.store.unpark(
+                self.record.home, self.record.id, self.journal.epoch, self.services.worker
+            )
+            if not taken:
+                self.lose()
+                return
+            self.record.status = Status.IN_PROGRESS
+            self._wake_up()
+            self.poke()
+            self.services.revive(self)
 
     def _wake_up(self) -> None:
+        """The run is held again: what waits for a time is timed in memory again."""
         self.dormant = False
-        self._awake.set()
+        for row, waiters in self._waits.values():
+            if waiters:
+                self._arm(row)
 
     # --- answers -------------------------------------------------------------------------------
 
@@ -474,9 +478,7 @@ class Execution:
             return answer
         future = asyncio.get_running_loop().create_future()
         self._waits.setdefault(row.key, (row, []))[1].append((future, scope))
-        if row.due is not None and row.key not in self._timers:
-            delay = max(row.due - self.services.clock(), 0.0)
-            self._timers[row.key] = asyncio.get_running_loop().call_later(delay, self._time_is_up, row)
+        self._arm(row)
         self.uncount(scope)
         return await Wait(future)
 
@@ -490,12 +492,19 @@ class Execution:
         if handle is not None:
             handle.cancel()
 
+    def _arm(self, row: StepRecord) -> None:
+        if row.due is not None and row.key not in self._timers:
+            delay = max(row.due - self.services.clock(), 0.0)
+            self._timers[row.key] = asyncio.get_running_loop().call_later(delay, self._time_is_up, row)
+
     def _time_is_up(self, row: StepRecord) -> None:
-        if not self.dormant and row.key in self._waits and row.due is not None:
-            if row.due <= self.services.clock():
-                self._deliver(row, DUE)
-            else:  # the clock was set back
-                self._timers[row.key] = asyncio.get_running_loop().call_later(0.05, self._time_is_up, row)
+        del self._timers[row.key]
+        if self.dormant or row.key not in self._waits or row.due is None:
+            return
+        if row.due <= self.services.clock():
+            self._deliver(row, DUE)
+        else:  # the clock was set back
+            self._arm(row)
 
     # --- for Run -------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from dayjob.errors import InputError
+from dayjob.shapes import shape_of
 from dayjob.values import Signature
 
 
@@ -38,8 +39,9 @@ class Job:
         parameters = list(inspect.signature(inner).parameters.values())
         if not parameters:
             raise InputError(f"job {self.name}: its first parameter must be the run")
-        if variadic := [p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]:
-            raise InputError(f"job {self.name}: *{variadic[0]} is no typed input; name each field")
+        if variadic := [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]:
+            shown = str(variadic[0]).partition(":")[0]
+            raise InputError(f"job {self.name}: {shown} is no typed input; name each field")
         self.fn = fn
         self._given_version = version
         update_wrapper(self, fn)
@@ -58,7 +60,7 @@ class Job:
         try:
             return Request(
                 self,
-                self.signature.encode({**self.signature.defaults, **self.signature.decode(data)}),
+                self.signature.encode(self.signature.bind((), self.signature.decode(data))),
             )
         except InputError as problem:
             raise InputError(f"job {self.name}: {problem}") from None
@@ -102,7 +104,7 @@ def version_of(fn: Callable[..., Any]) -> str:
         try:
             sources = {fn.__qualname__: ast.parse(inspect.cleandoc("\n" + inspect.getsource(fn)))}
         except (OSError, TypeError, SyntaxError):
-            return blake2b(fn.__code__.co_code, digest_size=8).hexdigest()
+            return shape_of(fn).code.hex()[:16]
     hash = blake2b(digest_size=8)
     for name in sorted(sources):
         hash.update(name.encode() + b"\0" + ast.dump(sources[name]).encode() + b"\0")
@@ -122,15 +124,15 @@ def _project_sources(start: Path, module: str) -> dict[str, ast.Module]:
         if name in found or "site-packages" in path.parts:
             continue
         try:
-            found[name] = ast.parse(path.read_text())
-        except (OSError, SyntaxError, UnicodeDecodeError):
+            found[name] = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError):
             continue
         waiting += _imported(found[name], path, root)
     return found
 
 
 def _imported(tree: ast.Module, path: Path, root: Path) -> list[Path]:
-    """Files below the root that a module imports, wherever in it the import stands."""
+    """Files below the root that a module imports, wherever in it the import stands; a package's own come with it."""
     names: list[tuple[Path, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -139,7 +141,11 @@ def _imported(tree: ast.Module, path: Path, root: Path) -> list[Path]:
             base = root if not node.level else path.parents[node.level - 1]
             module = f"{node.module}." if node.module else ""
             names += [(base, module + alias.name) for alias in node.names]
-            names += [(base, node.module)] if node.module else []
-    candidates = [base.joinpath(*name.split(".")) for base, name in names]
+    candidates = [
+        base.joinpath(*parts[:length])
+        for base, name in names
+        for parts in [name.split(".")]
+        for length in range(1, len(parts) + 1)
+    ]
     files = [file for c in candidates for file in (c.with_suffix(".py"), c / "__init__.py")]
     return [file for file in files if file.is_file() and file.is_relative_to(root)]

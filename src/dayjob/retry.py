@@ -38,7 +38,10 @@ class Retry:
     def __call__(self, attempt: int, error: StepError) -> Again | None:
         if attempt >= self.attempts or not (self.all_errors or error.retryable):
             return None
-        wait = min(self.delay * self.backoff ** (attempt - 1), self.max_delay)
+        try:
+            wait = min(self.delay * self.backoff ** (attempt - 1), self.max_delay)
+        except OverflowError:
+            wait = self.max_delay
         return Again(max(wait, error.retry_after or 0.0))
 
 

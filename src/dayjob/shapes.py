@@ -78,5 +78,15 @@ def _code_digest(code: CodeType) -> bytes:
     hash.update(code.co_code)
     hash.update(repr((code.co_names, code.co_varnames)).encode())
     for constant in code.co_consts:
-        hash.update(_code_digest(constant) if isinstance(constant, CodeType) else repr(constant).encode())
+        hash.update(_constant_digest(constant))
     return hash.digest()
+
+
+def _constant_digest(constant: Any) -> bytes:
+    if isinstance(constant, CodeType):
+        return _code_digest(constant)
+    if isinstance(constant, frozenset):  # shown in another order by each process
+        return b"{%b}" % b",".join(sorted(map(_constant_digest, constant)))
+    if isinstance(constant, tuple):
+        return b"(%b)" % b",".join(map(_constant_digest, constant))
+    return repr(constant).encode()

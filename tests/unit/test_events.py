@@ -20,7 +20,11 @@ def emitted() -> dict[str, list[tuple[str, frozenset[str]]]]:
     found = defaultdict(list)
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "emit":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "emit"
+            ):
                 where = f"{file.name}:{node.lineno}"
                 assert node.args, f"{where}: emits no name"
                 name = node.args[0]
@@ -78,7 +82,9 @@ def test_a_subscriber_may_leave_while_it_is_told() -> None:
     assert not events.active
 
 
-def test_a_subscriber_that_raises_breaks_neither_the_work_nor_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_subscriber_that_raises_breaks_neither_the_work_nor_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     events = Events()
     heard: list[str] = []
     events.subscribe(lambda name, fields: fields["no such field"])

@@ -167,7 +167,9 @@ def test_the_fingerprint_tells_prompts_apart_and_does_not_depend_on_the_chain() 
         ([said("a"), said("x" * MAX_VALUE_BYTES)], ValueTooLarge, r"messages\[1\]: 8\.4 MB"),
     ],
 )
-def test_a_message_that_cannot_be_stored_is_named(messages: list[Any], error: type[Exception], text: str) -> None:
+def test_a_message_that_cannot_be_stored_is_named(
+    messages: list[Any], error: type[Exception], text: str
+) -> None:
     with pytest.raises(error, match=text):
         Prompt(HEAD, messages, None, OPEN)
 

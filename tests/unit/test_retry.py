@@ -48,9 +48,7 @@ def test_only_retryable_errors_are_tried_again_unless_all_are() -> None:
 
 
 def test_many_attempts_do_not_overflow() -> None:
-    patient = Retry(attempts=10**9, delay=1, backoff=2, max_delay=60)
-    assert patient(10**6, LATER) == Again(60.0)
-    assert Retry(attempts=10**9, delay=0, backoff=2)(10**6, LATER) == Again(0.0)
+    assert Retry(attempts=10**9, max_delay=60)(10**6, LATER) == Again(60.0)
 
 
 def test_no_retry_stops_at_once() -> None:

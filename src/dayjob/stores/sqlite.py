@@ -703,6 +703,18 @@ class SQLiteStore:
         statement = f"SELECT {_RUN} FROM runs WHERE project = :project{clauses} ORDER BY id DESC LIMIT :limit"
         return await self._read(lambda c: [_run(row) for row in c.execute(statement, values)])
 
+    async def ended(self, runs: Sequence[str]) -> list[str]:
+        """Those of these runs that are over."""
+        return await self._read(
+            lambda c: [
+                id
+                for (id,) in c.execute(
+                    f"SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?)) AND status IN {_TERMINAL}",
+                    (json.dumps(list(runs)),),
+                )
+            ]
+        )
+
     async def steps(self, run: str, after: int = 0) -> list[StepRecord]:
         """The journal of a run in the order of completion, open steps last; `after` skips up to that seq."""
         return await self._read(
