@@ -36,7 +36,7 @@ class Digest(BaseModel):
 
 
 @job
-async def digest(run: Run, path: str = str(LICENSE), part_size: int = 1200) -> Digest:
+async def digest(run: Run, path: str = str(LICENSE), part_size: int = 1500) -> Digest:
     text = await run.step(read, path)
     parts = await run.step(split, text, part_size)
     await run.note(f"{len(text):,} characters in {len(parts)} parts")
@@ -55,19 +55,19 @@ def read(path: str) -> str:
 
 
 def split(text: str, size: int) -> list[Part]:
-    texts = wrap(text, size)
+    texts = wrap(" ".join(text.split()), size)
     return [Part(number=number, of=len(texts), text=part) for number, part in enumerate(texts, 1)]
 
 
 async def summarise(run: Run, part: Part) -> str:
-    reply = await run.model(f"Summarise this in one or two sentences.\n\n{part.text}", max_tokens=80)
+    reply = await run.model(f"Summarise this in one or two sentences.\n\n{part.text}", max_tokens=60)
     run.progress(part.number, part.of)
     return reply.text.strip()
 
 
 async def merge(run: Run, summaries: list[str]) -> str:
     notes = "\n".join(f"- {summary}" for summary in summaries)
-    reply = await run.model(f"Write one short paragraph that sums up these notes.\n\n{notes}", max_tokens=160)
+    reply = await run.model(f"Write one short paragraph that sums up these notes.\n\n{notes}", max_tokens=120)
     return reply.text.strip()
 
 

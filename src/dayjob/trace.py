@@ -73,9 +73,7 @@ class Trace:
             "step.opened": self._opened,
             "step.finished": self.finished,
             "step.retrying": self._retrying,
-            "worker.blocked": lambda f: self._complain(
-                f"step {f['step']!r} has blocked every other step of this process for {f['seconds']:.1f} s"
-            ),
+            "worker.blocked": self._blocked,
             "store.failing": lambda f: self._complain(f"store: {f['error']}; trying again"),
         }
         self._live = Live(get_renderable=self._foot, console=console, refresh_per_second=8, transient=True)
@@ -147,6 +145,10 @@ class Trace:
     def _lost(self, fields: dict[str, Any]) -> None:
         if fields["run"] == self._run:
             self._complain("another worker has this run now")
+
+    def _blocked(self, fields: dict[str, Any]) -> None:
+        step = f"step {fields['step']!r}" if fields["step"] else "something"
+        self._complain(f"{step} has held up all other steps of this process for {fields['seconds']:.1f} s")
 
     def _settled(self, fields: dict[str, Any]) -> None:
         if fields["run"] != self._run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from dayjob.events import EVENTS, Events
 SOURCES = sorted(Path(dayjob.__file__).parent.rglob("*.py"))
 
 
+@cache
 def emitted() -> dict[str, list[tuple[str, frozenset[str]]]]:
     """By event name: where it is emitted, and with which fields."""
     found = defaultdict(list)

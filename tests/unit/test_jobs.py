@@ -50,7 +50,7 @@ def test_a_request_from_json_fills_in_defaults_as_a_call_does() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: support(), "job support: ticket: missing (expected ticket: Ticket, urgency: int)"),
+        (support, "job support: ticket: missing (expected ticket: Ticket, urgency: int)"),
         (lambda: support(ticket={"tags": []}), "job support: ticket: "),
         (
             lambda: support(ticket=Ticket(id="A"), urgency="high"),

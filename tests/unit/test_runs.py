@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import pairwise
 
 from dayjob.runs import HELD, PARKED, TERMINAL, TRANSITIONS, Kind, Outcome, Status, new_id
 
@@ -60,7 +61,7 @@ def test_ids_sort_by_time_and_never_repeat() -> None:
         last = time.time_ns() // 1_000_000
         while time.time_ns() // 1_000_000 == last:
             pass
-    assert all(max(earlier) < min(later) for earlier, later in zip(ids, ids[1:], strict=False))
+    assert all(max(earlier) < min(later) for earlier, later in pairwise(ids))
     assert len(set().union(*ids)) == 1000
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
+from operator import attrgetter
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -56,6 +57,13 @@ MIGRATIONS = ("sqlite.sql",)
 LOCKED_SECONDS = 5.0
 RUN_COLUMNS = tuple(name for name in RunRecord.__dataclass_fields__ if name != "input")
 _RUN = ", ".join(RUN_COLUMNS)
+_NEW_RUN_COLUMNS = (
+    "home", "id", "project", "job", "status", "admitted", "queue", "priority", "due", "thread", "root", "parent",
+    "parent_key", "submit_key", "tags", "limits", "source", "created",
+)  # fmt: skip
+_new_run_values = attrgetter(*_NEW_RUN_COLUMNS)
+_INSERT_RUN = f"INSERT INTO runs ({', '.join(_NEW_RUN_COLUMNS)}) VALUES ({', '.join('?' * len(_NEW_RUN_COLUMNS))})"
+_INSERT_INPUT = "INSERT INTO inputs (home, run, input) VALUES (?, ?, ?)"
 _STEP = ", ".join(STEP_COLUMNS)
 _BRIEF_STEP = ", ".join(f"steps.{name}" for name in STEP_COLUMNS)
 _HELD = "('in_progress', 'cancelling', 'unwinding')"
@@ -919,14 +927,7 @@ def _held_by(connection: sqlite3.Connection, worker: str) -> dict[str, tuple[int
 
 
 def _insert_run(run: RunRecord) -> list[tuple[str, Any]]:
-    marks = ", ".join("?" * len(RUN_COLUMNS))
-    return [
-        (
-            f"INSERT INTO runs ({_RUN}) VALUES ({marks})",
-            tuple(getattr(run, name) for name in RUN_COLUMNS),
-        ),
-        ("INSERT INTO inputs (home, run, input) VALUES (?, ?, ?)", (run.home, run.id, run.input)),
-    ]
+    return [(_INSERT_RUN, _new_run_values(run)), (_INSERT_INPUT, (run.home, run.id, run.input))]
 
 
 def _finish_of(row: StepRecord) -> dict[str, Any]:
