@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from dayjob.errors import (
     RunExpired,
     RunFailed,
     RunIncomplete,
+    StoreError,
     UnknownAction,
     UnknownJob,
     UnknownRun,
@@ -31,7 +33,7 @@ from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
 from dayjob.run import new_run
 from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, new_id
-from dayjob.stores import InboxItem, Supersede, open_store
+from dayjob.stores import InboxItem, Store, Supersede, open_store
 from dayjob.values import Redactor, decode, encode
 from dayjob.worker import Worker
 
@@ -98,7 +100,7 @@ class Dayjob:
         self._store = self._store_url
         if isinstance(self._store_url, str):
             loop = asyncio.get_running_loop()
-            self._store = await loop.run_in_executor(None, self._open)
+            self._store = await loop.run_in_executor(None, self._open, loop)
         if self._embedded:
             try:
                 self._workers.append(await self._start_worker(self._concurrency, ("default",)))
@@ -107,12 +109,12 @@ class Dayjob:
                 raise
         return self
 
-    def _open(self) -> Any:
-        return open_store(
-            str(self._store_url),
-            clock=self._clock,
-            on_trouble=lambda error: self.events.emit("store.failing", error=str(error)),
-        )
+    def _open(self, loop: asyncio.AbstractEventLoop) -> Store:
+        def on_trouble(error: StoreError) -> None:  # from the writer's thread
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(lambda: self.events.emit("store.failing", error=str(error)))
+
+        return open_store(str(self._store_url), clock=self._clock, on_trouble=on_trouble)
 
     async def __aexit__(
         self,

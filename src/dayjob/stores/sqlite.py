@@ -62,7 +62,9 @@ _NEW_RUN_COLUMNS = (
     "parent_key", "submit_key", "tags", "limits", "source", "created",
 )  # fmt: skip
 _new_run_values = attrgetter(*_NEW_RUN_COLUMNS)
-_INSERT_RUN = f"INSERT INTO runs ({', '.join(_NEW_RUN_COLUMNS)}) VALUES ({', '.join('?' * len(_NEW_RUN_COLUMNS))})"
+_INSERT_RUN = (
+    f"INSERT INTO runs ({', '.join(_NEW_RUN_COLUMNS)}) VALUES ({', '.join('?' * len(_NEW_RUN_COLUMNS))})"
+)
 _INSERT_INPUT = "INSERT INTO inputs (home, run, input) VALUES (?, ?, ?)"
 _STEP = ", ".join(STEP_COLUMNS)
 _BRIEF_STEP = ", ".join(f"steps.{name}" for name in STEP_COLUMNS)
