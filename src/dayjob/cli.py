@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import shlex
 import signal
@@ -33,9 +34,18 @@ from rich.text import Text
 
 from dayjob import doctor as doctors
 from dayjob import trace
-from dayjob.app import Dayjob, job_named
-from dayjob.errors import DayjobError, InputError, StepError, StoreError, StoreUnavailable, WrongStatus
+from dayjob.app import Dayjob
+from dayjob.errors import (
+    DayjobError,
+    InputError,
+    StoreFull,
+    StoreLocked,
+    StoreUnavailable,
+    UnknownJob,
+    WrongStatus,
+)
 from dayjob.jobs import Job, Request
+from dayjob.models import open_model
 from dayjob.runs import Action, Kind, RunRecord, Status, StepRecord
 from dayjob.stores import WorkerRecord, store_exists
 from dayjob.stores.process import is_gone
@@ -95,6 +105,7 @@ StatusOption = StrEnum("StatusOption", {status.name: status.value for status in 
 
 def main() -> None:
     """The console script. Every error that a user can cause is one message, without a traceback."""
+    logging.getLogger("dayjob").addHandler(logging.NullHandler())  # the trace shows what it would say
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -113,7 +124,7 @@ def _complain(problem: DayjobError) -> None:
 
 def _is_ours(problem: DayjobError) -> bool:
     """Whether it is trouble while working, not something that was given wrongly."""
-    return isinstance(problem, StoreError) and not isinstance(problem, StoreUnavailable)
+    return isinstance(problem, StoreFull | StoreLocked)
 
 
 def _version(wanted: bool) -> None:
@@ -176,10 +187,10 @@ def resume(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run that was interrupted, answered, or has failed; finished steps are reused."""
+    """Go on with a run; its finished steps are reused."""
     record = asyncio.run(_resumable(store, run))
-    _, jobs = load(file or _source_of(record))
-    job_named(jobs, record.job)
+    path, jobs = load(file or _source_of(record))
+    _named(jobs, record.job, path)
     work = Work(store, _model_of(record, model), jobs, as_json)
 
     async def begin(app: Dayjob) -> str:
@@ -201,8 +212,9 @@ def worker(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Work on runs of the jobs in FILE until stopped; SIGTERM lets steps in progress finish."""
+    """Work on runs of the jobs in FILE, until stopped."""
     _, jobs = load(file)
+    check_model(model)
     _leave(_serve(store, model, jobs, concurrency, queue or ["default"], as_json))
 
 
@@ -233,7 +245,7 @@ def cancel(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Stop a run and its children, and have done what they deferred."""
+    """Stop a run and its children."""
     _leave(_cancel(store, run, reason, model, as_json))
 
 
@@ -263,9 +275,9 @@ async def _finish_cancelling(store: str, record: RunRecord, model: str | None) -
     except InputError as problem:
         err.print(f"! {problem.message}", style="yellow", soft_wrap=True)
         return record
-    async with Dayjob(store, _model_of(record, model), jobs.values(), worker=False) as app:
-        async with app.worker(only=record.id):
-            return await _poll(app, record.id, time.monotonic() + CANCEL_SECONDS)
+    model = _model_of(record, model)
+    async with Dayjob(store, model, jobs.values(), worker=False) as app, app.worker(only=record.id):
+        return await _poll(app, record.id, time.monotonic() + CANCEL_SECONDS)
 
 
 async def _poll(app: Dayjob, run: str, deadline: float) -> RunRecord:
@@ -278,12 +290,15 @@ async def _poll(app: Dayjob, run: str, deadline: float) -> RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A process that works on one run and its children, and shows it."""
+    """A process that works on one run and its children, and shows it. Raises InputError for a bad model."""
 
     store: str
     model: str | None
     jobs: dict[str, Job]
     as_json: bool
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
 
     async def until_it_stops(self, begin: Callable[[Dayjob], Coroutine[Any, Any, str]]) -> int:
         """Works until the run is over, waits for someone, or this process is told to stop."""
@@ -292,12 +307,11 @@ class Work:
                 run = await begin(app)
                 console = Console(stderr=True, highlight=False, quiet=self.as_json)
                 self._greet(console, run, await app.get(run))
-                epochs: list[int] = []
-                app.subscribe(lambda name, f: epochs.append(f["epoch"]) if name == "run.claimed" else None)
+                since = max((step.seq or 0 for step in await app.steps(run)), default=0)
                 with trace.Trace(console, run) as shown:
                     app.subscribe(shown)
                     record = await self._work(app, run, stop)
-                return await self._part(app, console, record, epochs[0] if epochs else None, stop.is_set())
+                return await self._part(app, console, record, since, stop.is_set())
 
     def _greet(self, console: Console, run: str, record: RunRecord) -> None:
         console.print(
@@ -320,15 +334,13 @@ class Work:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), POLL_SECONDS)
 
-    async def _part(
-        self, app: Dayjob, console: Console, record: RunRecord, epoch: int | None, stopped: bool
-    ) -> int:
+    async def _part(self, app: Dayjob, console: Console, record: RunRecord, since: int, stopped: bool) -> int:
         """What is said when the work is over, and how the process exits."""
         record = await app.get(record.id)
         steps = await app.steps(record.id)
         stopped = stopped and not record.status.is_terminal
         if not stopped:
-            console.print(trace.totals(record, steps, epoch), soft_wrap=True)
+            console.print(trace.totals(record, steps, since), soft_wrap=True)
         if record.reason and record.status != Status.COMPLETED and not stopped:
             console.print(Text(record.reason, "red"), soft_wrap=True)
         if record.error and os.environ.get(DEBUG):
@@ -371,13 +383,13 @@ def runs(
         async with _opened(store) as app:
             if by_job:
                 summary = await app.summary()
-                _print_json({"data": summary}) if as_json else out.print(_summary_table(summary))
+                _print_json({"data": summary}) if as_json else _print_table(_summary_table(summary))
                 return
             found = await app.runs(job=job, status=wanted, limit=limit)
             if as_json:
                 _print_json({"data": [_run_fields(record) for record in found]})
             elif found:
-                out.print(_runs_table(found))
+                _print_table(_runs_table(found))
             else:
                 err.print("no runs")
 
@@ -393,7 +405,7 @@ def show(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a run: its input, every step with time, tokens and dollars, and what came of it."""
+    """Show a run: every step, and every prompt."""
 
     async def look() -> None:
         async with _opened(store) as app:
@@ -413,7 +425,7 @@ def show(
 
 @app.command()
 def tail(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Follow a run that another process works on, until it is over."""
+    """Follow a run in another process."""
 
     async def follow() -> int:
         async with _opened(store) as app:
@@ -519,8 +531,9 @@ async def _tell(store: str, run: str, give: Callable[[Dayjob], Coroutine[Any, An
         if await _workers_for(app, record):
             err.print("recorded; a worker takes it up")
         else:
-            again = _command("resume", run, store=store)
-            err.print(Text.assemble("recorded; no worker has this job, so go on with:  ", (again, "bold")))
+            again = _command("resume", record.root, store=store)
+            text = Text.assemble("recorded; no worker has this job, so go on with:  ", (again, "bold"))
+            err.print(text, soft_wrap=True)
 
 
 def _me() -> str:
@@ -534,7 +547,7 @@ def _me() -> str:
 def doctor(
     store: StoreOption = DEFAULT_STORE, model: ModelOption = None, as_json: JsonOption = False
 ) -> None:
-    """Say what is installed, reachable, stuck or wrong, and what to do about it."""
+    """Say what is missing, stuck or wrong, and what to do."""
     findings = asyncio.run(doctors.examine(store, model))
     if as_json:
         _print_json({"ok": all(f.ok for f in findings), "data": [f.fields() for f in findings]})
@@ -571,7 +584,7 @@ def _job_of(target: str, jobs: dict[str, Job]) -> Job:
     file = _file_of(target)
     name = target[len(file) + 1 :]
     if name:
-        return job_named(jobs, name)
+        return _named(jobs, name, file)
     if len(jobs) == 1:
         return next(iter(jobs.values()))
     raise InputError(
@@ -579,8 +592,14 @@ def _job_of(target: str, jobs: dict[str, Job]) -> Job:
     )
 
 
+def _named(jobs: dict[str, Job], name: str, file: str | Path) -> Job:
+    if name not in jobs:
+        raise UnknownJob(f"{file}: has no job {name!r}; it has {', '.join(jobs)}")
+    return jobs[name]
+
+
 def _imported(path: Path) -> ModuleType:
-    """Imports a file by its path, as `python FILE` would see its neighbours; in a package, as a part of it."""
+    """Imports a file by its path: with its neighbours in reach, and as a part of its package if it has one."""
     root, name = path.parent, path.stem
     while (root / "__init__.py").is_file():
         root, name = root.parent, f"{root.name}.{name}"
@@ -590,19 +609,11 @@ def _imported(path: Path) -> ModuleType:
         return importlib.import_module(name) if "." in name else _imported_alone(path, name)
     except SyntaxError as problem:
         raise InputError(f"{problem.filename}:{problem.lineno}: {problem.msg}") from problem
-    except (Exception, SystemExit) as problem:  # noqa: BLE001 - the file is the user's
-        line = next(
-            (
-                f.lineno
-                for f in reversed(traceback.extract_tb(problem.__traceback__))
-                if f.filename == str(path)
-            ),
-            0,
-        )
-        raise InputError(
-            f"{path}{f':{line}' if line else ''}: cannot be imported: {type(problem).__name__}: {problem} "
-            f"(the traceback: {DEBUG}=1)"
-        ) from problem
+    except (Exception, SystemExit) as problem:  # whatever the user's file does
+        frames = traceback.extract_tb(problem.__traceback__)
+        line = next((f":{frame.lineno}" for frame in reversed(frames) if frame.filename == str(path)), "")
+        what = f"{type(problem).__name__}: {problem} (the traceback: {DEBUG}=1)"
+        raise InputError(f"{path}{line}: cannot be imported: {what}") from problem
 
 
 def _imported_alone(path: Path, name: str) -> ModuleType:
@@ -672,6 +683,15 @@ def _source_of(record: RunRecord) -> str:
     if not Path(file).is_file():
         raise InputError(f"{record.id}: its file {file} is gone; say where job {job!r} is now: --file FILE")
     return file
+
+
+def check_model(model: str | None) -> None:
+    """Raises InputError for what is no model's name; whether it answers is seen when it is used."""
+    try:
+        if model is not None:
+            open_model(model)
+    except InputError as problem:
+        raise InputError(f"--model: {problem.message.removeprefix('model: ')}") from None
 
 
 def _model_of(record: RunRecord, given: str | None) -> str | None:
@@ -891,6 +911,12 @@ def _summary_table(summary: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def _print_table(table: Table) -> None:
+    """Never cut: an id that is cut cannot be typed."""
+    out.width = max(out.width, out.measure(table, options=out.options.update(max_width=1_000)).maximum)
+    out.print(table, soft_wrap=True)
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
@@ -921,6 +947,8 @@ def _show_run(record: RunRecord, steps: Sequence[StepRecord], waits: Sequence[Ac
         for text in trace.tree(out, steps):
             out.print(text, soft_wrap=True)
     _print_titled("output", record.output)
+    if waits:
+        out.print()
     for text in _how_to_answer(waits, store):
         out.print(text, soft_wrap=True)
 
@@ -989,7 +1017,7 @@ def _print_event(name: str, fields: dict[str, Any]) -> None:
 
 
 def _log_event(name: str, fields: dict[str, Any]) -> None:
-    told = {
+    told: Callable[[], str] | None = {
         "worker.started": lambda: f"worker of {', '.join(fields['jobs'])} on {', '.join(fields['queues'])}",
         "run.claimed": lambda: (
             f"{fields['run']} {fields['job']} begun"
@@ -1041,8 +1069,8 @@ async def _document(app: Dayjob, run: str) -> dict[str, Any]:
 
 def _run_fields(record: RunRecord) -> dict[str, Any]:
     copied = (
-        "id", "job", "status", "reason", "created", "started", "ended", "attempts", "queue", "priority", "source",
-        "version", "thread", "parent", "next_run", "dollars",
+        "id", "job", "status", "reason", "created", "started", "ended", "attempts", "queue", "priority",
+        "source", "version", "thread", "parent", "next_run", "dollars",
     )  # fmt: skip
     fields = {name: getattr(record, name) for name in copied}
     fields["tags"] = _loaded(record.tags) or []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from dayjob.values import Redactor, encode
 
 DEFER_SCOPE = "#defer"
 _WAITS = Wait.__await__.__code__
+LOOK_AGAIN_SECONDS = 60.0
+"""A parked run that only memory can go on with is looked after so often: its worker may be dead."""
 
 
 @dataclass
@@ -171,7 +174,17 @@ class Execution:
     @property
     def is_evictable(self) -> bool:
         """Whether every task waits in Dayjob's own waits, with no user's timer or task group open on the way."""
-        return all(_waits_plainly(task) for task in self._tasks if not task.done())
+        return self._kept_in_memory() is None
+
+    def _kept_in_memory(self) -> float | None:
+        """For how long the job's own timers keep a run in memory; None: it may leave.
+
+        They are lost with the worker, so the run is due by then for whoever is there.
+        """
+        kept = [until for task in self._tasks if not task.done() and (until := _kept_until(task)) is not None]
+        if not kept:
+            return None
+        return min(max(min(kept) - asyncio.get_running_loop().time(), 0.0), LOOK_AGAIN_SECONDS)
 
     @property
     def is_running_code(self) -> bool:
@@ -367,6 +380,8 @@ class Execution:
         asks = any(row.kind == Kind.ASK for row in rows)
         status = Status.REQUIRES_ACTION if asks else Status.WAITING
         due = min((row.due for row in rows if row.due is not None), default=None)
+        if (kept := self._kept_in_memory()) is not None:
+            due = min(self.services.clock() + kept, due or math.inf)
         self.dormant = True
         self._park_known.clear()
         held = await self._guarded(lambda: self.store.park(*self._identity(), status, due))
@@ -406,13 +421,13 @@ class Execution:
             taken = await self.store.unpark(
                 self.record.home, self.record.id, self.journal.epoch, self.services.worker
             )
-            if not taken:
+            if taken:
+                self.record.status = Status.IN_PROGRESS
+                self._wake_up()
+                self.poke()
+                self.services.revive(self)
+            elif self.dormant:  # else it was claimed again meanwhile, by this very worker
                 self.lose()
-                return
-            self.record.status = Status.IN_PROGRESS
-            self._wake_up()
-            self.poke()
-            self.services.revive(self)
 
     def _wake_up(self) -> None:
         """The run is held again: what waits for a time is timed in memory again."""
@@ -618,20 +633,24 @@ async def _see_off(tasks: list[asyncio.Task[Any]], execution: Execution) -> None
         execution.events.emit("run.abandoned", run=execution.record.id, tasks=len(pending))
 
 
-def _waits_plainly(task: asyncio.Task[Any]) -> bool:
-    """Walks the await chain of a task: coroutines only, ending in `Wait`, none holding an open timeout or group."""
+def _kept_until(task: asyncio.Task[Any]) -> float | None:
+    """The loop's time at which a task's own timer rings, infinity if nobody can tell, None if it has none.
+
+    Walks its await chain: a task that may leave memory has coroutines only, ending in `Wait`, of which
+    none holds an open timeout or task group.
+    """
     awaited: Any = task.get_coro()
-    while awaited is not None:
-        if getattr(awaited, "gi_code", None) is _WAITS:
-            return True
+    kept: float | None = None
+    while getattr(awaited, "gi_code", None) is not _WAITS:
         if not hasattr(awaited, "cr_await"):
-            return False
+            return math.inf if kept is None else kept
         for held in gc.get_referents(awaited):  # the value stack too: where `async with` keeps its exit
             owner = getattr(held, "__self__", held)
             if isinstance(owner, (asyncio.Timeout, asyncio.TaskGroup)):
-                return False
+                rings = owner.when() if isinstance(owner, asyncio.Timeout) else None
+                kept = min(math.inf if kept is None else kept, math.inf if rings is None else rings)
         awaited = awaited.cr_await
-    return False
+    return kept
 
 
 def _as_step_error(problem: BaseException) -> StepError:

@@ -89,6 +89,10 @@ class Ended:
     durable: Sequence[StepRecord]
     warnings: Sequence[str]
 
+    @property
+    def status(self) -> Status:
+        return self.run.status
+
 
 class MortalStore:
     """A store that dies with its worker: from then on it takes nothing, and no call of it returns.
@@ -182,8 +186,8 @@ class MortalStore:
         await self.store.register(worker)
 
     def beat(self, worker: str) -> Beat:
-        beat: Beat = self.store.beat(worker) if self._hears() else Beat(float("-inf"), {})
-        return beat
+        beat: Beat | None = self.store.beat(worker) if self._hears() else None
+        return beat if beat is not None and self._hears() else Beat(float("-inf"), {})
 
     def changed(self, worker: str) -> Any:
         return None if self.died.is_set() else self.store.changed(worker)
@@ -407,4 +411,4 @@ class _Trial:
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel()
-    await asyncio.wait({task})
+    await asyncio.gather(task, return_exceptions=True)

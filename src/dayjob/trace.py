@@ -185,7 +185,7 @@ class Trace:
 
     def _active_row(self, active: Active, now: float) -> Text:
         spinner = SPINNER[int(now * 10) % len(SPINNER)]
-        elapsed = Text(f"{seconds(now - active.started):>8}")
+        elapsed = Text(f"{seconds(now - active.started):>10}")
         row = line(self._console, (spinner, "cyan"), active.label, elapsed)
         room = self._console.width - row.cell_len - 3
         if active.said and room > 8:
@@ -217,8 +217,8 @@ def label(key: str, prefix: str = "") -> Text:
 def measures(fields: dict[str, Any]) -> Text:
     """What a step took: time, tokens, dollars."""
     if fields["reused"]:
-        return Text(f"{'reused':>8}", "cyan")
-    how = Text(f"{seconds(fields['seconds']):>8}")
+        return Text(f"{'reused':>10}", "cyan")
+    how = Text(f"{seconds(fields['seconds']):>10}")
     if fields["input_tokens"] is not None:
         how.append(f"{fields['input_tokens'] + (fields['output_tokens'] or 0):>8,} tokens", "dim")
         how.append(f"  {money(fields['dollars'])}", "dim")
@@ -246,10 +246,10 @@ def fields_of(step: StepRecord, reused: bool = False) -> dict[str, Any]:
 # --- afterwards ----------------------------------------------------------------------------------
 
 
-def totals(record: RunRecord, steps: Sequence[StepRecord], since_epoch: int | None = None) -> Text:
-    """The closing line of a run: `since_epoch` is its first claim by this process, if there was one."""
+def totals(record: RunRecord, steps: Sequence[StepRecord], since: int = 0) -> Text:
+    """The closing line of a run: the steps up to the seq `since` were there when this process took it."""
     work = [s for s in steps if s.kind in WORK and s.outcome in (Outcome.VALUE, Outcome.ERROR)]
-    reused = [s for s in work if since_epoch is not None and s.epoch < since_epoch]
+    reused = [s for s in work if (s.seq or 0) <= since]
     parts = [f"{len(work)} step{'' if len(work) == 1 else 's'}"]
     if reused:
         parts[0] += f": {len(reused)} reused, {len(work) - len(reused)} done now"
@@ -297,10 +297,10 @@ def _told(step: StepRecord) -> Text:
         return Text(note_text(step.name, orjson.loads(step.value or b"null")), "dim")
     if step.outcome is None:
         return Text(f"open {step.kind}" + (f" until {clock(step.due)}" if step.due else ""), "yellow")
-    how = Text(f"{seconds((step.ended or step.started) - step.started):>8}")
-    how.append(f"  {step.kind:<6}", "dim")
+    how = Text(f"{seconds((step.ended or step.started) - step.started):>10}")
+    how.append(f"  {step.kind}", "dim")
     if step.input_tokens is not None:
-        tokens = f"{step.input_tokens:>6,} → {step.output_tokens or 0:,} tokens"
+        tokens = f"{step.input_tokens:>7,} → {step.output_tokens or 0:,} tokens"
         how.append(f"{tokens}  {money(step.dollars)}", "dim")
     if step.outcome == Outcome.SUPERSEDED:
         how.append("  done again", "dim")

@@ -66,7 +66,8 @@ async def reply_to(model: Local, request: ModelRequest) -> ModelReply:
 async def test_same_request_gives_the_same_reply_first_later_and_in_company() -> None:
     model = Local()
     request = ask("Tell me about the moon.", max_tokens=120)
-    others = [ask(f"Tell me about planet {n}.", max_tokens=30) for n in range(4)]
+    questions = ["Write a poem.", "List three fruits.", "The fox jumps over the dog. " * 30]
+    others = [ask(question, max_tokens=30) for question in questions]
     first = await reply_to(model, request)
     for each in others:
         await reply_to(model, each)

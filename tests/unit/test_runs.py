@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 from dayjob.runs import HELD, PARKED, TERMINAL, TRANSITIONS, Kind, Outcome, Status, new_id
@@ -54,15 +56,22 @@ def test_words_are_stored_as_they_are_shown() -> None:
         assert all(re.fullmatch("[a-z_]+", str(word)) and word == word.value for word in enum)
 
 
-def test_ids_sort_by_time_and_never_repeat() -> None:
-    ids = []
-    for _ in range(5):
-        ids += [{new_id("run") for _ in range(200)}]
-        last = time.time_ns() // 1_000_000
-        while time.time_ns() // 1_000_000 == last:
-            pass
-    assert all(max(earlier) < min(later) for earlier, later in pairwise(ids))
-    assert len(set().union(*ids)) == 1000
+def test_ids_sort_as_they_were_made_and_never_repeat() -> None:
+    ids = [new_id("run") for _ in range(5_000)]
+    assert all(earlier < later for earlier, later in pairwise(ids))
+
+
+def test_ids_of_several_processes_sort_by_time_and_never_repeat() -> None:
+    code = "from dayjob.runs import new_id; print(*(new_id('run') for _ in range(500)))"
+    made = [subprocess.check_output([sys.executable, "-c", code], text=True).split() for _ in range(2)]
+    assert max(made[0]) < min(made[1]) < min(new_id("run") for _ in range(3))
+    assert len({*made[0], *made[1]}) == 1000
+
+
+def test_ids_made_in_many_threads_never_repeat() -> None:
+    with ThreadPoolExecutor(8) as threads:
+        ids = list(threads.map(lambda _: new_id("run"), range(4_000)))
+    assert len(set(ids)) == len(ids)
 
 
 def test_ids_are_plain_words_of_one_length() -> None:

@@ -8,8 +8,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.resources import files
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -83,7 +84,8 @@ SELECT project, :name, :value, :now FROM runs WHERE home = :home AND id = :run
 ON CONFLICT DO UPDATE SET value = excluded.value, updated = excluded.updated
 """
 _CREATE_THREAD = "INSERT INTO threads (home, id, project, created) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_CONSUME = "DELETE FROM inbox WHERE home = :home AND run = :run AND id = :id"
+# The id stays, so that what is sent again under it does not arrive again.
+_CONSUME = "UPDATE inbox SET taken = 1, value = x'' WHERE home = :home AND run = :run AND id = :id"
 _JUDGE = (
     "UPDATE runs SET success = :success, score = :score, verdict = :reason WHERE home = :home AND id = :run"
 )
@@ -131,9 +133,8 @@ class SQLiteStore:
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="dayjob-reader")
         self._local = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []
-        self._beat_connection: sqlite3.Connection | None = None
-        self._beat_lock = FairLock(self.path)
-        self._data_version = -1
+        self._beaters = threading.local()
+        self._beater_list: list[_Beater] = []
 
     # --- opening -------------------------------------------------------------------------------
 
@@ -209,10 +210,10 @@ class SQLiteStore:
         for connection in self._reader_connections:
             connection.close()
         self._reader_connections.clear()
-        if self._beat_connection is not None:
-            self._beat_connection.close()
-            self._beat_connection = None
-        self._beat_lock.close()
+        for beater in self._beater_list:
+            beater.connection.close()
+            beater.lock.close()
+        self._beater_list.clear()
 
     # --- what a held run writes ----------------------------------------------------------------
 
@@ -273,7 +274,7 @@ class SQLiteStore:
                 if row is not None:
                     found = _run(row)
                     found.input = _input_of(connection, found)
-                    if found.input != run.input:
+                    if not _equal_json(found.input, run.input):
                         raise SubmitConflict(
                             f"key: {run.submit_key!r} was submitted before as {found.id} with other input. "
                             "Use another key, or the same input."
@@ -367,15 +368,17 @@ class SQLiteStore:
             return []
         queues = ", ".join("?" * len(wanted.queues))
         statement = (
-            f"SELECT home, id, job, attempts FROM runs WHERE {_CLAIMABLE} AND queue IN ({queues}) "
+            "SELECT home, id, job, attempts FROM runs "
+            f"WHERE {_CLAIMABLE} AND queue IN ({queues}) AND (attempts < 2 OR {wanted.alone:d}) "
+            "AND EXISTS (SELECT 1 FROM workers WHERE id = ? AND dead = 0) "
             f"AND ({' OR '.join(conditions)}) {'AND home = (SELECT home FROM runs WHERE id = ?)' if wanted.only else ''}"
             "ORDER BY priority DESC, id LIMIT ?"
         )
-        values = [*wanted.queues, *values, *([wanted.only] if wanted.only else []), str(wanted.limit)]
+        values = [*wanted.queues, wanted.worker, *values, *([wanted.only] if wanted.only else []), str(wanted.limit)]
 
         def transaction(connection: sqlite3.Connection) -> list[tuple[RunRecord, Loaded | None]]:
             found = connection.execute(statement, values).fetchall()
-            if wanted.alone and found and found[0][3] >= 2:
+            if found and found[0][3] >= 2:
                 found = found[:1]
             else:
                 found = [row for row in found if row[3] < 2]
@@ -452,7 +455,8 @@ class SQLiteStore:
 
         def transaction(connection: sqlite3.Connection) -> None:
             connection.execute(
-                "UPDATE runs SET worker = NULL, epoch = epoch + 1, attempts = 0, pinned = ? IS NOT NULL, "
+                "UPDATE runs SET worker = NULL, epoch = epoch + 1, attempts = 0, "
+                "pinned = max(pinned, ? IS NOT NULL), "
                 "version = coalesce(?, version), "
                 "status = CASE status WHEN 'in_progress' THEN 'queued' ELSE status END "
                 f"WHERE home = ? AND id = ? AND epoch = ? AND status IN {_HELD}",
@@ -562,7 +566,8 @@ class SQLiteStore:
             if not connection.execute(
                 "UPDATE runs SET status = 'queued', outcome = NULL, reason = NULL, error = NULL, output = NULL, "
                 "ended = NULL, attempts = 0, worker = NULL, epoch = epoch + 1, wakes = wakes + 1, changed = ?, "
-                f"next_run = NULL WHERE home = ? AND id = ? AND status IN {_TERMINAL}",
+                "next_run = NULL, dollars = NULL, input_tokens = NULL, output_tokens = NULL, steps = NULL "
+                f"WHERE home = ? AND id = ? AND status IN {_TERMINAL}",
                 (changed, home, run),
             ).rowcount:
                 return False
@@ -618,7 +623,7 @@ class SQLiteStore:
         await self._execute(_CREATE_THREAD, (thread, thread, project, self._clock()))
 
     async def append_message(self, thread: str, message: bytes) -> str:
-        """Adds a message to a thread, and wakes the run that is active on it."""
+        """Adds a message to a thread, and returns its id."""
         id = new_id("msg")
 
         def transaction(connection: sqlite3.Connection) -> str:
@@ -638,30 +643,38 @@ class SQLiteStore:
 
     def beat(self, worker: str) -> Beat:
         """Says that this worker lives, and brings (epoch, wakes) of the runs it holds. Blocking."""
-        connection = self._beats()
-        with self._beat_lock:
-            now = self._clock()
-            alive = connection.execute(
-                "UPDATE workers SET beat = ? WHERE id = ? AND dead = 0", (now, worker)
-            ).rowcount
-        return Beat(now, _held_by(connection, worker) if alive else None)
+        beater = self._beater()
+        try:
+            with beater.lock:
+                now = self._clock()
+                alive = beater.connection.execute(
+                    "UPDATE workers SET beat = ? WHERE id = ? AND dead = 0", (now, worker)
+                ).rowcount
+            return Beat(now, _held_by(beater.connection, worker) if alive else None)
+        except (sqlite3.Error, OSError) as problem:
+            raise translated(problem, self.path) from None
 
     def changed(self, worker: str) -> tuple[bool, Mapping[str, tuple[int, int]]] | None:
         """None if nothing was committed since the last call; else whether a run can be claimed, and those held."""
-        connection = self._beats()
-        version = connection.execute("PRAGMA data_version").fetchone()[0]
-        if version == self._data_version:
-            return None
-        self._data_version = version
-        claimable = (
-            connection.execute(f"SELECT 1 FROM runs WHERE {_CLAIMABLE} LIMIT 1").fetchone() is not None
-        )
-        return claimable, _held_by(connection, worker)
+        beater = self._beater()
+        try:
+            version = beater.connection.execute("PRAGMA data_version").fetchone()[0]
+            if version == beater.data_version:
+                return None
+            claimable = beater.connection.execute(f"SELECT 1 FROM runs WHERE {_CLAIMABLE} LIMIT 1").fetchone()
+            held = _held_by(beater.connection, worker)
+            beater.data_version = version
+            return claimable is not None, held
+        except sqlite3.Error as problem:
+            raise translated(problem, self.path) from None
 
-    def _beats(self) -> sqlite3.Connection:
-        if self._beat_connection is None:
-            self._beat_connection = self._connect()
-        return self._beat_connection
+    def _beater(self) -> _Beater:
+        """What the calling thread beats with: several workers may share this store."""
+        beater: _Beater | None = getattr(self._beaters, "own", None)
+        if beater is None:
+            beater = self._beaters.own = _Beater(self._connect(), FairLock(self.path))
+            self._beater_list.append(beater)
+        return beater
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -870,6 +883,13 @@ HAVING NOT EXISTS (SELECT 1 FROM thread_messages WHERE home = :home AND thread =
 """
 
 
+@dataclass(slots=True)
+class _Beater:
+    connection: sqlite3.Connection
+    lock: FairLock
+    data_version: int = -1
+
+
 def path_of(url: str) -> str:
     """The file that a URL names. Raises InputError for a URL that names none."""
     return _parse(url)[0]
@@ -910,6 +930,11 @@ def _input_of(connection: sqlite3.Connection, run: RunRecord) -> bytes | None:
         "SELECT input FROM inputs WHERE home = ? AND run = ?", (run.home, run.id)
     ).fetchone()
     return row[0] if row else None
+
+
+def _equal_json(one: bytes | None, other: bytes | None) -> bool:
+    """Whether two inputs are the same, in whatever order their keys were given."""
+    return one == other or json.loads(one or b"null") == json.loads(other or b"null")
 
 
 def _home_of(connection: sqlite3.Connection, run: str) -> str:
@@ -967,7 +992,7 @@ def _loaded(connection: sqlite3.Connection, home: str, run: str, epoch: int) -> 
         (home, run),
     )
     inbox = connection.execute(
-        "SELECT id, name, value FROM inbox WHERE home = ? AND run = ? ORDER BY id", (home, run)
+        "SELECT id, name, value FROM inbox WHERE home = ? AND run = ? AND taken = 0 ORDER BY id", (home, run)
     )
     status, outcome, reason, wakes = row
     return Loaded(
@@ -991,6 +1016,9 @@ def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run
             {"home": home, "run": run, "version": version},
         )
     ]
+    done = {row.key for row in loaded.steps if row.kind == Kind.SCOPE and row.outcome and row.version == version}
+    if done:  # the query looks at the scope itself; here at those further up, across joins
+        loaded.steps = [row for row in loaded.steps if done.isdisjoint(_ancestors(row.key))]
     for key, attempt, retried in connection.execute(
         "SELECT key, attempt, json_extract(error, '$.retried') FROM steps "
         "WHERE home = ? AND run = ? AND outcome = 'superseded' ORDER BY key, attempt",
@@ -1001,6 +1029,12 @@ def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run
     loaded.last_seq = connection.execute(
         "SELECT coalesce(max(seq), 0) FROM steps WHERE run = ?", (run,)
     ).fetchone()[0]
+
+
+def _ancestors(key: str) -> Iterator[str]:
+    while "/" in key:
+        key = key.rpartition("/")[0]
+        yield key
 
 
 def _why_not(connection: sqlite3.Connection, home: str, run: str, epoch: int) -> Held:
@@ -1047,7 +1081,9 @@ def _settle(
     if thread is not None and following is None:
         connection.execute(
             "UPDATE runs SET admitted = 1 WHERE home = ?1 AND id = (SELECT id FROM runs WHERE thread = ?2 "
-            "AND admitted = 0 AND status = 'queued' AND due IS NULL ORDER BY id LIMIT 1)",
+            "AND admitted = 0 AND status = 'queued' AND due IS NULL ORDER BY id LIMIT 1) "
+            "AND NOT EXISTS (SELECT 1 FROM runs WHERE thread = ?2 AND admitted = 1 "
+            f"AND status NOT IN {_TERMINAL})",
             (home, thread),
         )
     return True

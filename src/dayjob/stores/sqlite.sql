@@ -131,8 +131,11 @@ CREATE TABLE inbox (
     name  TEXT NOT NULL,
     value BLOB NOT NULL,
     sent  REAL NOT NULL,
+    taken INTEGER NOT NULL DEFAULT 0,           -- consumed by the run: only the id is kept
     PRIMARY KEY (home, run, id)
 );
+
+CREATE INDEX inbox_waiting ON inbox (home, run, id) WHERE taken = 0;
 
 CREATE TABLE threads (
     home    TEXT NOT NULL,

@@ -55,6 +55,8 @@ _ROW_ERRORS = (
     sqlite3.DataError,
     sqlite3.ProgrammingError,
     sqlite3.InterfaceError,
+    OverflowError,  # an int of more than 64 bits
+    UnicodeError,  # half a surrogate pair
 )
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 CHECKPOINT_BYTES = 8 * 1024 * 1024
@@ -80,10 +82,13 @@ class FairLock:
     """
 
     def __init__(self, path: str) -> None:
-        self._files = [
-            os.open(f"{path}-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            for name in ("next", "turn")
-        ]
+        self._files: list[int] = []
+        try:
+            for name in ("next", "turn"):
+                self._files.append(os.open(f"{path}-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        except OSError as problem:
+            self.close()
+            raise StoreUnavailable(f"{problem.filename}: cannot be written ({problem.strerror}).") from None
 
     def __enter__(self) -> None:
         line, turn = self._files
@@ -163,7 +168,7 @@ class Writer:
         self._lock.close()
 
     def _work(self) -> None:
-        connection = self._connect()
+        connection: sqlite3.Connection | None = None
         pending: list[Entry | Verb] = []
         closing = False
         failures = 0
@@ -179,8 +184,9 @@ class Writer:
                 else:
                     pending.append(item)
             try:
+                connection = connection or self._connect()
                 replies = self._flush(connection, pending)
-            except sqlite3.DatabaseError as problem:
+            except (StoreError, sqlite3.Error, OSError) as problem:
                 pending = self._keep_entries(pending, translated(problem, self._path))
                 if closing and failures >= len(RETRY_SECONDS):
                     break
@@ -190,7 +196,8 @@ class Writer:
             failures = 0
             pending = []
             self._reply(replies)
-        connection.close()
+        if connection is not None:
+            connection.close()
 
     def _flush(self, connection: sqlite3.Connection, batch: list[Entry | Verb]) -> list[tuple[Any, ...]]:
         """One transaction for the whole batch; if a row was stale or bad, again with each item by itself."""
@@ -306,18 +313,20 @@ class Writer:
 
     def _checkpoint(self) -> None:
         """Moves the log into the database, beside the commits rather than in their way."""
-        connection = self._connect()
+        connection: sqlite3.Connection | None = None
         while not self._closed:
             self._checkpoint_due.wait()
             self._checkpoint_due.clear()
             try:
+                connection = connection or self._connect()
                 _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 if pages > RESTART_PAGES and not self._closed:
                     with self._lock:
                         connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-            except sqlite3.DatabaseError as problem:
+            except (StoreError, sqlite3.Error) as problem:
                 self._on_trouble(translated(problem, self._path))
-        connection.close()
+        if connection is not None:
+            connection.close()
 
 
 def _insert(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> bool:
@@ -345,8 +354,10 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def translated(problem: sqlite3.Error, path: str) -> StoreError:
+def translated(problem: Exception, path: str) -> StoreError:
     """SQLite's error, in words that say what to do."""
+    if isinstance(problem, StoreError):
+        return problem
     text = str(problem)
     if "locked" in text or "busy" in text:
         return StoreLocked(
