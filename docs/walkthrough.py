@@ -31,7 +31,7 @@ async def fetch(topic: str) -> str:
 
 async def think(notes: str) -> str:
     _say("think")
-    if BODIES.read_text().split().count("think") == 1:
+    if _said().count("think") == 1:
         await asyncio.sleep(PATIENCE_SECONDS)  # the first time: long enough to be killed in
     return notes.upper()
 
@@ -40,6 +40,10 @@ async def think(notes: str) -> str:
 async def essay(run: Run, topic: str) -> str:
     notes = await run.step(fetch, topic)
     return await run.step(think, notes)
+
+
+def _said() -> list[str]:
+    return BODIES.read_text().split()
 
 
 def _say(body: str) -> None:
@@ -109,8 +113,8 @@ class Walk:
 
 
 COLUMNS = {
-    "runs": "SELECT status, epoch, wakes, CASE WHEN worker IS NULL THEN NULL ELSE 'wrk_…' END AS worker, attempts, "
-    "version, started IS NOT NULL AS started, ended IS NOT NULL AS ended, steps, output FROM runs",
+    "runs": "SELECT status, epoch, wakes, CASE WHEN worker IS NULL THEN NULL ELSE 'wrk_…' END AS worker, "
+    "attempts, version, started IS NOT NULL AS started, ended IS NOT NULL AS ended, steps, output FROM runs",
     "inputs": "SELECT input FROM inputs",
     "steps": "SELECT seq, key, attempt, kind, outcome, epoch, input, value FROM steps",
     "workers": "SELECT 'wrk_…' AS id, jobs, lease, dead FROM workers",
@@ -139,4 +143,4 @@ if __name__ == "__main__":
         asyncio.run(work(sys.argv[2]))
     else:
         for stage, rows in walk().items():
-            print(f"--- {stage}\n{rows}\n")
+            sys.stdout.write(f"--- {stage}\n{rows}\n\n")

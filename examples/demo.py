@@ -84,7 +84,8 @@ def verdict(before: list[StepRecord], after: list[StepRecord], code: int, second
 
 
 def done(steps: list[StepRecord]) -> list[StepRecord]:
-    return [step for step in steps if step.kind in WORK and step.ended is not None]
+    """Calls and model calls that gave something; a model's answer that had to be corrected did not."""
+    return [step for step in steps if step.kind in WORK and step.value is not None and step.error is None]
 
 
 def identity(step: StepRecord) -> tuple[object, ...]:

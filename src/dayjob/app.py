@@ -89,7 +89,7 @@ class Dayjob:
         self._embedded = worker
         self._concurrency = concurrency
         self._clock = clock
-        self._redact = Redactor.from_environment()
+        self.redact = Redactor.from_environment()
         self._workers: list[Worker] = []
         self._waiting: dict[str, list[asyncio.Future[RunRecord]]] = {}
         self._recent: OrderedDict[str, RunRecord] = OrderedDict()
@@ -201,7 +201,7 @@ class Dayjob:
         now = self._clock()
         thread_id = thread.id if isinstance(thread, Thread) else thread
         record = new_run(
-            request, self._redact(request.input), now, home=thread_id, thread=thread_id, project=PROJECT,
+            request, self.redact(request.input), now, home=thread_id, thread=thread_id, project=PROJECT,
             queue=queue, priority=priority, submit_key=key, source=source, tags=encode(list(tags)) if tags else None,
         )  # fmt: skip
         if delay > 0:
@@ -272,9 +272,12 @@ class Dayjob:
         return [_action(row) for row in rows]
 
     async def answer(self, run_id: str, action_id: str, value: Any, by: str | None = None) -> None:
-        """Answers an action. Raises UnknownAction if the run does not wait for it (any more), InputError if the value does not fit."""
+        """Answers an action.
+
+        Raises UnknownAction if the run does not wait for it (any more), InputError if the value does not fit.
+        """
         action = await self._action(run_id, action_id)
-        data = self._redact(encode(value))
+        data = self.redact(encode(value))
         if action.schema:
             _check(action, orjson.loads(data))
         if not await self.store.answer(run_id, action_id, data, by):
@@ -290,8 +293,11 @@ class Dayjob:
         await self.answer(run_id, action_id, False, by)
 
     async def send(self, run_id: str, name: str, value: Any = None) -> None:
-        """Sends a value that the run receives by `run.event(name)`, now or when it comes to it. Raises WrongStatus if it is over."""
-        item = InboxItem(new_id("evt"), name, self._redact(encode(value)))
+        """Sends a value that the run receives by `run.event(name)`, now or when it comes to it.
+
+        Raises WrongStatus if the run is over.
+        """
+        item = InboxItem(new_id("evt"), name, self.redact(encode(value)))
         if not await self.store.send(run_id, item):
             raise WrongStatus(f"{run_id}: is over; nothing can be sent to it any more")
         self._poke(run_id)
@@ -511,7 +517,7 @@ class Thread:
         if isinstance(message, str):
             message = {"role": "user", "content": message}
         await self._app.store.create_thread(PROJECT, self.id)
-        id: str = await self._app.store.append_message(self.id, self._app._redact(encode(message)))
+        id: str = await self._app.store.append_message(self.id, self._app.redact(encode(message)))
         return id
 
 
@@ -526,7 +532,7 @@ class Memory:
         return default if data is None else orjson.loads(data)
 
     async def set(self, name: str, value: Any) -> None:
-        await self._app.store.remember(PROJECT, name, self._app._redact(encode(value)))
+        await self._app.store.remember(PROJECT, name, self._app.redact(encode(value)))
 
     async def all(self) -> dict[str, Any]:
         return {

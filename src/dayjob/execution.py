@@ -107,6 +107,7 @@ class Execution:
         self._park_known = asyncio.Event()
         self._taking_back = asyncio.Lock()
         self._root: Scope | None = None
+        self._last_scope: Scope | None = None  # of what was deferred
 
     # --- for the worker ------------------------------------------------------------------------
 
@@ -347,15 +348,16 @@ class Execution:
 
     async def _run_defers(self) -> None:
         """Calls what was deferred, last first, each a step of its own; an error of one does not stop the others."""
-        scope = Scope(self.journal, DEFER_SCOPE, None)
+        scope = self._last_scope = Scope(self.journal, DEFER_SCOPE, None)
         self.ending = False
         task = asyncio.create_task(self._defer_all(scope))
         self._tasks[task] = scope
         scope.owner = task
         lost = asyncio.create_task(self._until_lost())
-        await asyncio.wait({task, lost}, return_when=asyncio.FIRST_COMPLETED)
-        lost.cancel()
-        self._tasks.pop(task, None)
+        try:
+            await asyncio.wait({task, lost}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            lost.cancel()
 
     async def _defer_all(self, scope: Scope) -> None:
         run = Run(self, scope)
@@ -598,8 +600,9 @@ class Execution:
     # --- leaving memory --------------------------------------------------------------------------
 
     def _close_all(self) -> None:
-        if self._root is not None:
-            self._root.close()
+        for scope in (self._root, self._last_scope):
+            if scope is not None:
+                scope.close()
 
     def _drop(self, left: Left) -> Left:
         """Stops whatever still runs, without waiting for it."""
@@ -622,13 +625,20 @@ class Execution:
             await _see_off(tasks, self)
 
 
+_abandoned: list[asyncio.Task[Any]] = []
+"""Kept for good: to collect a job that catches everything would throw GeneratorExit into it."""
+
+
 async def _see_off(tasks: list[asyncio.Task[Any]], execution: Execution) -> None:
     """Cancels tasks, waits a grace, and leaves behind those that ignore it."""
     for task in tasks:
         task.cancel()
     _, pending = await asyncio.wait(tasks, timeout=execution.services.grace_seconds)
     for task in pending:
+        execution._tasks.pop(task, None)
         task._log_destroy_pending = False  # type: ignore[attr-defined]
+        asyncio._unregister_task(task)  # type: ignore[attr-defined]  # or the end of the loop would wait for it
+        _abandoned.append(task)
     if pending:
         execution.events.emit("run.abandoned", run=execution.record.id, tasks=len(pending))
 

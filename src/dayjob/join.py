@@ -192,17 +192,14 @@ class Join:
         keeper, journal = self.run.keeper, self.run.journal
         inside = self.run.inside(scope)
         try:
-            value, data, error = await inside.body(
+            _, data, error = await inside.body(
                 partial(branch.call, inside), branch.returns, branch.label, None, before=0
             )
         except asyncio.CancelledError:
             if scope.closed:
                 raise
-            value, data, error = (
-                None,
-                None,
-                StepError("CancelledError", f"{branch.label!r} was cancelled", step=branch.key),
-            )
+            data = None
+            error = StepError("CancelledError", f"{branch.label!r} was cancelled", step=branch.key)
         if scope.closed:
             return
         if keeper.dormant:

@@ -186,10 +186,9 @@ class Run(Steps):
         answer is `default`; without one the run expires.
         """
         schema = {} if returns is Any else schema_of(returns)
-        answer = await self.wait(
+        return await self.wait(
             name, Kind.ASK, {"question": question, "schema": schema}, timeout, returns, default
         )
-        return answer
 
     async def event(self, name: str, returns: Any = Any, timeout: float | None = None) -> Any:
         """Waits for a value sent by another system under this name, before or after this call.

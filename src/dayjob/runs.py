@@ -216,7 +216,9 @@ def new_id(prefix: str) -> str:
     chance = int.from_bytes(os.urandom(9), "big") >> 7
     fresh = time.time_ns() // 1_000_000 << 65 | chance
     with _numbering:
-        _last_number = number = fresh if fresh >> 65 > _last_number >> 65 else _last_number + 1 + (chance >> 33)
+        _last_number = number = (
+            fresh if fresh >> 65 > _last_number >> 65 else _last_number + 1 + (chance >> 33)
+        )
     return f"{prefix}_{_base32(number, 23)}"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import time
 from collections import OrderedDict
@@ -18,6 +20,8 @@ from dayjob.runs import RunRecord, new_id
 from dayjob.stores import Beat, Loaded, Store, Wanted, WorkerRecord
 from dayjob.stores.process import start_of, this_host
 from dayjob.values import Redactor
+
+logger = logging.getLogger("dayjob")
 
 MAX_ATTEMPTS = 3
 SWEEP_SECONDS = 1.0
@@ -126,10 +130,8 @@ class Worker:
             await self._heartbeat.stopped()
         for model in self.services.models.values():
             await model.close()
-        try:
+        with contextlib.suppress(StoreError):  # a failing store learns by the lease that this worker is gone
             await self.store.retire(self.id)
-        except StoreError:
-            pass  # a failing store finds out by the lease that this worker is gone
         self.events.emit("worker.stopped", worker=self.id)
 
     async def _register(self) -> None:
@@ -214,8 +216,14 @@ class Worker:
         run = execution.record.id
         try:
             left = await execution.advance()
-        except Exception as problem:  # the store failed while the run was loaded: its lease will tell
+        except (
+            StoreError
+        ) as problem:  # while the run was loaded: it is found and queued again by the heartbeat
             self.events.emit("store.failing", error=str(problem))
+            execution.lose()
+            left = Left.LOST
+        except Exception:
+            logger.exception("run %s: dropped by a defect of Dayjob; it is queued again", run)
             execution.lose()
             left = Left.LOST
         if self.held.get(run) is execution:

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from tests.acceptance.command_line import JOBS, CommandLine, until
 
 LIVES = 5

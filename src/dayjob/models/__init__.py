@@ -92,11 +92,11 @@ def open_model(model: str | Model) -> Model:
         return model
     provider, colon, name = model.partition(":")
     if provider == "openai" and name:
-        from dayjob.models.openai import OpenAI
+        from dayjob.models.openai import OpenAI  # noqa: PLC0415
 
         return OpenAI(name)
     if provider == "local" and colon:
-        from dayjob.models.local import Local
+        from dayjob.models.local import Local  # noqa: PLC0415
 
         return Local(name or None)
     raise InputError(

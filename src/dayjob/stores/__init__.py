@@ -8,10 +8,10 @@ are absolute. The verbs are ordered as a run meets them. Whoever holds a run pro
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 from dayjob.errors import InputError
@@ -217,9 +217,9 @@ def store_exists(url: str) -> bool:
     """Whether a store is there already, without making one. Raises InputError for an unknown kind of URL."""
     if not url.startswith("sqlite://"):
         open_store(url)  # says what is wrong with it
-    from dayjob.stores.sqlite import path_of
+    from dayjob.stores.sqlite import path_of  # noqa: PLC0415
 
-    return os.path.exists(path_of(url))
+    return Path(path_of(url)).exists()
 
 
 def open_store(url: str, **options: Any) -> Store:
@@ -230,7 +230,7 @@ def open_store(url: str, **options: Any) -> Store:
             f"store: {url!r} is no URL; expected sqlite:///path (relative) or sqlite:////path (absolute)"
         )
     if scheme == "sqlite":
-        from dayjob.stores.sqlite import SQLiteStore
+        from dayjob.stores.sqlite import SQLiteStore  # noqa: PLC0415
 
         return SQLiteStore(url, **options)
     if scheme in ("postgresql", "postgres"):

@@ -23,7 +23,7 @@ def start_of(pid: int) -> str | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return "" if not os.path.isdir("/proc/self") else None
+        return "" if not Path("/proc/self").is_dir() else None
     except OSError:
         return ""
     return None if fields[0] in "ZX" else fields[19]

@@ -71,6 +71,13 @@ _STEP = ", ".join(STEP_COLUMNS)
 _BRIEF_STEP = ", ".join(f"steps.{name}" for name in STEP_COLUMNS)
 _HELD = "('in_progress', 'cancelling', 'unwinding')"
 _PARKED = "('requires_action', 'waiting')"
+# A branch that lost its race leaves open rows below it, which nobody waits for any more.
+_NOT_CUT_OFF = """
+AND (instr(steps.key, '/') = 0 OR NOT EXISTS (
+    SELECT 1 FROM steps AS above WHERE above.home = steps.home AND above.run = steps.run AND above.kind = 'scope'
+       AND above.outcome IN ('value', 'error', 'cancelled')
+       AND substr(steps.key, 1, length(above.key) + 1) = above.key || '/'))
+"""
 _TERMINAL = "(" + ", ".join(f"'{status}'" for status in sorted(TERMINAL)) + ")"
 _CLAIMABLE = "worker IS NULL AND admitted = 1 AND status IN ('queued', 'cancelling', 'unwinding')"
 _KEEP_MESSAGE = "INSERT INTO messages (home, hash, bytes) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
@@ -374,7 +381,13 @@ class SQLiteStore:
             f"AND ({' OR '.join(conditions)}) {'AND home = (SELECT home FROM runs WHERE id = ?)' if wanted.only else ''}"
             "ORDER BY priority DESC, id LIMIT ?"
         )
-        values = [*wanted.queues, wanted.worker, *values, *([wanted.only] if wanted.only else []), str(wanted.limit)]
+        values = [
+            *wanted.queues,
+            wanted.worker,
+            *values,
+            *([wanted.only] if wanted.only else []),
+            str(wanted.limit),
+        ]
 
         def transaction(connection: sqlite3.Connection) -> list[tuple[RunRecord, Loaded | None]]:
             found = connection.execute(statement, values).fetchall()
@@ -759,7 +772,7 @@ class SQLiteStore:
                 _step(row)
                 for row in c.execute(
                     f"SELECT {_BRIEF_STEP} FROM steps JOIN runs ON runs.home = steps.home AND runs.id = steps.run "
-                    f"WHERE steps.kind IN ({marks}) AND steps.outcome IS NULL AND steps.answer IS NULL "
+                    f"WHERE steps.kind IN ({marks}) AND steps.outcome IS NULL AND steps.answer IS NULL {_NOT_CUT_OFF} "
                     f"AND runs.status NOT IN {_TERMINAL} {'AND steps.run = ?' if run else ''} ORDER BY steps.started",
                     (*kinds, *([run] if run else [])),
                 )
@@ -785,7 +798,8 @@ class SQLiteStore:
         def query(connection: sqlite3.Connection) -> StepRecord | None:
             row = connection.execute(
                 f"SELECT {_STEP} FROM steps WHERE home = (SELECT home FROM runs WHERE id = :run "
-                f"AND status NOT IN {_TERMINAL}) AND run = :run AND key = :key AND outcome IS NULL AND answer IS NULL",
+                f"AND status NOT IN {_TERMINAL}) AND run = :run AND key = :key AND outcome IS NULL AND answer IS NULL "
+                f"{_NOT_CUT_OFF}",
                 {"run": run, "key": key},
             ).fetchone()
             return _step(row) if row else None
@@ -839,6 +853,24 @@ class SQLiteStore:
                 for row in c.execute(_SUMMARY, {"project": project})
             ]
         )
+
+    async def facts(self) -> dict[str, str]:
+        """What is worth knowing of this database, in words."""
+
+        def query(connection: sqlite3.Connection) -> dict[str, str]:
+            def pragma(name: str) -> Any:
+                return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+            megabytes = pragma("page_count") * pragma("page_size") / 1e6
+            return {
+                "SQLite": sqlite3.sqlite_version,
+                "schema": str(pragma("user_version")),
+                "journal": pragma("journal_mode"),
+                "synchronous": ("off", "normal", "full", "extra")[pragma("synchronous")],
+                "size": f"{megabytes:.1f} MB",
+            }
+
+        return await self._read(query)
 
     async def workers(self) -> list[WorkerRecord]:
         return await self._read(
@@ -1016,7 +1048,9 @@ def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run
             {"home": home, "run": run, "version": version},
         )
     ]
-    done = {row.key for row in loaded.steps if row.kind == Kind.SCOPE and row.outcome and row.version == version}
+    done = {
+        row.key for row in loaded.steps if row.kind == Kind.SCOPE and row.outcome and row.version == version
+    }
     if done:  # the query looks at the scope itself; here at those further up, across joins
         loaded.steps = [row for row in loaded.steps if done.isdisjoint(_ancestors(row.key))]
     for key, attempt, retried in connection.execute(

@@ -8,6 +8,7 @@ which somebody outside waits for, get the error at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import sqlite3
@@ -279,9 +280,7 @@ class Writer:
                 raise
             connection.execute("ROLLBACK TO verb")
             return (_fail, verb.future, problem)
-        except (
-            Exception
-        ) as problem:  # the verb's own refusal, or its bug: it is the caller's, not the batch's
+        except Exception as problem:  # noqa: BLE001 - a refusal or a bug of the verb is its caller's, not the batch's
             connection.execute("ROLLBACK TO verb")
             return (_fail, verb.future, problem)
         finally:
@@ -297,10 +296,8 @@ class Writer:
     def _reply(self, replies: list[tuple[Any, ...]]) -> None:
         if not replies or self._loop is None:
             return
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
             self._loop.call_soon_threadsafe(_call_all, replies)
-        except RuntimeError:  # the loop is closed: nobody is left to tell
-            pass
 
     def _note_written(self, batch: list[Entry | Verb]) -> None:
         for item in batch:

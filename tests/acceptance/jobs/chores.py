@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 
-from dayjob import Run, job
+from dayjob import Run, StepError, job
 
 STEP_SECONDS = 0.004
 
@@ -59,7 +59,7 @@ async def chores(run: Run, name: str = "chores") -> dict:
     nested = await run.step(room, "shed")
     try:
         await run.step(shaky, f"{name}:shaky")
-    except Exception as problem:
+    except StepError as problem:
         caught = str(problem)
     quick = await run.race(lambda r: r.sleep(30), lambda r: two(r, "race"))
     ended = [await run.step(errand, f"{name}:end:{n}") for n in range(6)]

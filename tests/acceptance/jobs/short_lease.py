@@ -15,9 +15,9 @@ BEAT_SECONDS = 0.2
 async def main(store: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with Dayjob(store, jobs=[chores.long_walk], worker=False) as app:
-        async with app.worker(lease_seconds=LEASE_SECONDS, beat_seconds=BEAT_SECONDS):
-            await stop.wait()
+    lease = {"lease_seconds": LEASE_SECONDS, "beat_seconds": BEAT_SECONDS}
+    async with Dayjob(store, jobs=[chores.long_walk], worker=False) as app, app.worker(**lease):
+        await stop.wait()
 
 
 asyncio.run(main(sys.argv[1]))

@@ -1,0 +1,732 @@
+"""What users, files and endpoints get wrong: each ends in a clear error, and nothing accepted is lost or stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from dayjob import Dayjob, InputError, Run, RunFailed, Status, job
+from dayjob.app import job_named
+from dayjob.errors import (
+    ForeignStore,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    StoreTooNew,
+    StoreUnavailable,
+    UnknownAction,
+    UnknownJob,
+    UnknownRun,
+    WrongStatus,
+)
+from dayjob.jobs import Job
+from dayjob.models.openai import OpenAI
+from dayjob.models.scripted import Scripted
+from dayjob.stores import open_store
+from tests.until import until
+from tests.wire import Wire, fails
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "bad.db"
+
+
+@pytest.fixture
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+async def failure_of(url: str, work: Job, **app: Any) -> str:
+    """The reason with which a run of the job fails, as its handle and its record give it."""
+    async with Dayjob(url, **app) as opened:
+        handle = await opened.submit(work())
+        with pytest.raises(RunFailed) as caught:
+            await handle.result(20)
+        record = await opened.get(handle.id)
+        assert record.status == Status.FAILED
+        assert record.reason == caught.value.reason
+        assert record.reason
+        return record.reason
+
+
+# --- jobs and their input ------------------------------------------------------------------------------
+
+
+@job
+async def greet(run: Run, name: str, times: int = 1) -> str:
+    return name * times
+
+
+async def test_an_unknown_job_is_named_with_those_that_are_known() -> None:
+    with pytest.raises(UnknownJob, match="job 'gret' is not known here; known jobs: greet"):
+        job_named({"greet": greet}, "gret")
+
+
+async def test_a_run_of_a_job_that_no_worker_has_waits_until_one_comes(url: str) -> None:
+    async with Dayjob(url, worker=False) as app:
+        handle = await app.submit(greet(name="Ann"))
+        async with Dayjob(url) as other:
+            other_job = await other.submit(plain())
+            assert await other_job.result(20) == "plain"
+            assert await handle.status() == Status.QUEUED
+        async with app.worker():
+            assert await handle.result(20) == "Ann"
+
+
+@job
+async def plain(run: Run) -> str:
+    return "plain"
+
+
+@pytest.mark.parametrize(
+    ("give", "message"),
+    [
+        (lambda app: app.submit(greet), "submit: expected a request, as calling a job gives, got Job"),
+        (lambda app: app.submit("greet"), "submit: expected a request, as calling a job gives, got str"),
+        (lambda app: app.submit(greet(name="A"), when_busy="perhaps"), "when_busy: expected"),
+        (lambda app: app.submit(greet(name="A"), key="\ud800"), "key: "),
+        (lambda app: app.submit(greet(name="A"), queue="\ud800"), "queue: "),
+        (lambda app: app.submit(greet(name="A"), thread="\ud800"), "thread: "),
+        (lambda app: app.submit(greet(name="A"), priority=2**70), "priority: "),
+        (lambda app: app.submit(greet(name="A"), delay=float("nan")), "delay: "),
+    ],
+)
+async def test_a_wrong_argument_is_named_and_nothing_is_submitted(
+    url: str, give: Callable[[Dayjob], Any], message: str
+) -> None:
+    async with Dayjob(url, worker=False) as app:
+        with pytest.raises(InputError) as caught:
+            await give(app)
+        assert str(caught.value).startswith(message)
+        assert await app.runs() == []
+
+
+async def test_two_jobs_of_one_name_are_refused_naming_it(url: str) -> None:
+    with pytest.raises(InputError, match=r"jobs: two jobs are named 'greet'; give one @job\(name=…\)"):
+        Dayjob(url, jobs=[greet, job(greet.fn)])
+    with pytest.raises(InputError, match="jobs: .* is no job; decorate it with @job"):
+        Dayjob(url, jobs=[greet.fn])  # type: ignore[list-item]
+
+
+async def test_input_that_no_longer_fits_fails_the_run_naming_the_field(url: str) -> None:
+    """The run was accepted from older code; the code that comes to work on it wants another field."""
+
+    async def newer(run: Run, name: str, greeting: str) -> str:
+        return greeting + name
+
+    async with Dayjob(url, worker=False) as app:
+        handle = await app.submit(greet(name="Ann"))
+    async with Dayjob(url, jobs=[job(name="greet", version="2")(newer)]) as app:
+        with pytest.raises(RunFailed, match=r"times: unknown \(expected name: str, greeting: str\)"):
+            await app.handle(handle.id).result(20)
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (lambda app: app.get("run_x"), UnknownRun, "run_x: no run of that id is in sqlite:///"),
+        (lambda app: app.steps("run_x"), UnknownRun, "run_x"),
+        (lambda app: app.handle("run_x").result(5), UnknownRun, "run_x"),
+        (lambda app: app.handle("run_x").status(), UnknownRun, "run_x"),
+        (lambda app: app.answer("run_x", "ask", 1), UnknownRun, "run_x"),
+        (lambda app: app.send("run_x", "news", 1), UnknownRun, "run_x"),
+        (lambda app: app.cancel("run_x"), UnknownRun, "run_x"),
+        (lambda app: app.resume("run_x"), UnknownRun, "run_x"),
+    ],
+)
+async def test_an_unknown_run_is_named(
+    url: str, ask: Callable[[Dayjob], Any], error: type[Exception], message: str
+) -> None:
+    async with Dayjob(url) as app:
+        with pytest.raises(error, match=message):
+            await ask(app)
+
+
+@job
+async def asks(run: Run) -> int:
+    return int(await run.ask("how many?", returns=int))
+
+
+async def test_a_wrong_answer_is_refused_naming_the_action_and_the_run_still_waits(url: str) -> None:
+    async with Dayjob(url) as app:
+        handle = await app.submit(asks())
+        (action,) = await until(app.actions)
+        with pytest.raises(InputError, match="answer to 'ask': 'many' is not of type 'integer'"):
+            await app.answer(handle.id, action.id, "many")
+        with pytest.raises(UnknownAction, match="does not wait for 'asked'; it waits for 'ask'"):
+            await app.answer(handle.id, "asked", 1)
+        with pytest.raises(WrongStatus, match="only a run that is over can be resumed"):
+            await app.resume(handle.id)
+        await app.answer(handle.id, action.id, 3)
+        assert await handle.result(20) == 3
+        with pytest.raises(UnknownAction, match="it waits for nothing"):
+            await app.answer(handle.id, action.id, 4)
+        with pytest.raises(WrongStatus, match="is over"):
+            await app.send(handle.id, "news")
+        with pytest.raises(WrongStatus, match="is completed; to do some of it again"):
+            await app.resume(handle.id)
+        with pytest.raises(InputError, match="from_step: .* has no finished step 'nowhere'"):
+            await app.resume(handle.id, from_step="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("store", "error", "message"),
+    [
+        ("dayjob.db", InputError, "store: 'dayjob.db' is no URL"),
+        ("postgresql://host/db", InputError, "store: postgresql:// is not supported yet"),
+        ("mysql://host/db", InputError, "store: mysql:// is not a kind of store"),
+        ("sqlite://", InputError, "names no file"),
+        ("sqlite:///:memory:", InputError, "names no file"),
+        ("sqlite://host/path", InputError, "names no file"),
+        ("sqlite:///x.db?synchronous=never", InputError, "the only option is synchronous"),
+    ],
+)
+async def test_a_wrong_store_url_is_shown_with_what_was_expected(
+    store: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        async with Dayjob(store):
+            pass
+    assert message in str(caught.value)
+
+
+# --- steps and jobs that misbehave ---------------------------------------------------------------------
+
+
+class Opaque:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({1, 2}, "step 'make': NotJSON: step 'make': set is no JSON"),
+        ({"a": [Opaque()]}, "Opaque at a[0] is no JSON"),
+        (float("nan"), "nan is no JSON"),
+        (2**80, "an int of more than 64 bits cannot be stored"),
+        ("\ud800", "a str with half a surrogate pair"),
+        ("x" * 50_000_000, "ValueTooLarge: step 'make': 50.0 MB of JSON; the limit of a value is 8 MB"),
+    ],
+    ids=["set", "object", "nan", "big int", "surrogate", "50 MB"],
+)
+async def test_a_step_result_that_cannot_be_stored_fails_the_run_naming_step_and_type(
+    url: str, value: Any, message: str
+) -> None:
+    def make() -> Any:
+        return value
+
+    @job
+    async def making(run: Run) -> Any:
+        return await run.step(make)
+
+    reason = await failure_of(url, making)
+    assert message in reason
+    assert reason.startswith("step 'make'")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({1}, "step 'take': arguments: set at [0] is no JSON"),
+        (float("inf"), "step 'take': arguments: inf at [0] is no JSON"),
+        ("x" * 50_000_000, "step 'take': arguments: 50.0 MB of JSON"),
+    ],
+    ids=["set", "inf", "50 MB"],
+)
+async def test_a_step_argument_that_cannot_be_stored_fails_the_run_naming_the_step(
+    url: str, argument: Any, message: str
+) -> None:
+    def take(argument: Any) -> None: ...
+
+    @job
+    async def taking(run: Run) -> None:
+        await run.step(take, argument)
+
+    assert message in await failure_of(url, taking)
+
+
+async def test_a_step_result_of_the_wrong_type_names_step_and_types(url: str) -> None:
+    def count() -> int:
+        return "three"  # type: ignore[return-value]
+
+    @job
+    async def counting(run: Run) -> int:
+        return int(await run.step(count))
+
+    assert "step 'count': expected int, got str 'three'" in await failure_of(url, counting)
+
+
+async def test_a_job_result_that_cannot_be_stored_fails_the_run(url: str) -> None:
+    @job
+    async def opaque(run: Run) -> Any:
+        return {"found": Opaque()}
+
+    assert "output: Opaque at found is no JSON" in await failure_of(url, opaque)
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (ValueError("no such order"), "ValueError: no such order"),
+        (ValueError(), "ValueError"),
+        (ValueError("half a \ud800 pair"), "ValueError: half a ? pair"),
+        (ValueError("with \0 inside"), "ValueError: with \0 inside"),
+        (asyncio.CancelledError(), "CancelledError: the job cancelled itself"),
+        (TimeoutError(), "TimeoutError"),
+        (SystemExit(3), "SystemExit: 3"),
+        (GeneratorExit(), "GeneratorExit"),
+        (StopAsyncIteration(), "StopAsyncIteration"),
+        (ExceptionGroup("both", [ValueError("a"), KeyError("b")]), "ExceptionGroup: both (2 sub-exceptions)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
+)
+async def test_a_job_that_raises_fails_its_run_with_type_and_text(
+    url: str, raised: BaseException, reason: str
+) -> None:
+    @job
+    async def broken(run: Run) -> None:
+        raise raised
+
+    assert await failure_of(url, broken) == reason
+
+
+async def test_secrets_in_an_error_are_redacted_wherever_they_are_kept(
+    url: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_TOKEN", "tok-hunter2-tok")
+
+    def connect() -> None:
+        raise ConnectionError("refused for tok-hunter2-tok")
+
+    @job
+    async def connecting(run: Run) -> None:
+        await run.step(connect)
+
+    @job
+    async def raising(run: Run) -> None:
+        await run.verdict(False, reason="because of tok-hunter2-tok")
+        raise ValueError("tok-hunter2-tok is wrong")
+
+    assert await failure_of(url, raising) == "ValueError: [redacted] is wrong"
+    assert "refused for [redacted]" in await failure_of(url, connecting)
+    files = [file for file in path.parent.iterdir() if file.name.startswith(path.name)]
+    assert not [file.name for file in files if b"tok-hunter2-tok" in file.read_bytes()]
+
+
+async def test_names_and_figures_that_cannot_be_stored_do_not_get_a_run_stuck(url: str) -> None:
+    def nothing() -> str:
+        return "ok"
+
+    @job
+    async def odd(run: Run) -> list[Any]:
+        run.progress(10**30, 10**31)
+        await run.verdict(True, score=10**30, reason="half a \ud800 pair")
+        await run.note("half a pair: ?")
+        return [await run.step(nothing, name="half a \ud800 pair"), await run.step(nothing, name="a/b#c")]
+
+    async with Dayjob(url) as app:
+        handle = await app.submit(odd())
+        try:
+            assert await handle.result(15) == ["ok", "ok"]
+        except RunFailed as failed:
+            assert "verdict" in failed.reason or "step" in failed.reason  # noqa: PT017
+        bystander = await app.submit(greet(name="Ann"))
+        assert await bystander.result(15) == "Ann"
+
+
+async def test_two_calls_at_once_in_one_scope_fail_the_run_naming_both(url: str) -> None:
+    async def slow() -> None:
+        await asyncio.sleep(0.05)
+
+    @job
+    async def careless(run: Run) -> None:
+        await asyncio.gather(run.step(slow, name="one"), run.step(slow, name="two"))
+
+    reason = await failure_of(url, careless)
+    assert "two calls at once in one scope: 'two' began while 'one' was in progress" in reason
+
+
+# --- models --------------------------------------------------------------------------------------------
+
+
+@job
+async def chat(run: Run) -> str:
+    return (await run.model("hello")).text
+
+
+async def test_no_model_configured_names_the_flags_and_the_run_goes_on_with_one(url: str) -> None:
+    reason = await failure_of(url, chat)
+    assert 'ModelNotConfigured: No model is configured. Pass model="openai:…"' in reason
+    assert "--model" in reason
+    assert reason.startswith("step 'model'")
+    async with Dayjob(url, model=Scripted(["hi there"]), jobs=[chat]) as app:
+        (record,) = await app.runs()
+        assert await (await app.resume(record.id)).result(20) == "hi there"
+
+
+async def test_a_model_name_that_is_none_is_shown_with_what_was_expected(url: str) -> None:
+    reason = await failure_of(url, chat, model="gpt-5-mini")
+    assert "model: 'gpt-5-mini' is not a model's name; expected openai:NAME, local:" in reason
+
+
+async def test_a_wrong_key_is_said_on_the_run_and_not_tried_again(url: str) -> None:
+    refused = {"message": "Incorrect API key provided: sk-wr***ng.", "code": "invalid_api_key"}
+    async with Wire(fails(401, refused)) as wire:
+        model = OpenAI("gpt-test", base_url=wire.url, api_key="sk-wrong-key")
+        reason = await failure_of(url, chat, model=model)
+        await model.close()
+        assert len(wire.requests) == 1
+    assert "ModelRefused" in reason
+    assert "401" in reason
+    assert "OPENAI_API_KEY" in reason
+    assert "sk-wrong-key" not in reason
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+@pytest.mark.parametrize(
+    ("says", "wrong"),
+    [
+        ("I would rather not.", "the answer is no JSON"),
+        ('{"name": "Lisbon"}', "people: Field required"),
+        ('{"name": "Lisbon", "people": "many"}', "people: Input should be a valid integer"),
+        ('{"name": "Lis', "the answer is no JSON"),
+        ("", "the answer is no JSON"),
+        ("[]", "the answer does not fit"),
+    ],
+)
+async def test_a_model_that_answers_nonsense_is_asked_again_and_then_the_run_fails(
+    url: str, says: str, wrong: str
+) -> None:
+    @job
+    async def structured(run: Run) -> City:
+        return (await run.model("Which city?", returns=City)).value  # type: ignore[no-any-return]
+
+    model = Scripted(lambda request: says)
+    reason = await failure_of(url, structured, model=model)
+    assert reason.startswith("step 'model': InvalidAnswer: ")
+    assert wrong in reason
+    assert len(model.requests) == 3  # asked, and corrected twice
+    assert wrong in model.requests[1].messages[-1]["content"]
+
+
+async def test_a_model_that_gets_it_right_when_corrected_is_believed(url: str) -> None:
+    @job
+    async def structured(run: Run) -> City:
+        return (await run.model("Which city?", returns=City)).value  # type: ignore[no-any-return]
+
+    model = Scripted(["nonsense", '```json\n{"name": "Lisbon", "people": 5}\n```'])
+    async with Dayjob(url, model=model) as app:
+        assert await (await app.submit(structured())).result(20) == City(name="Lisbon", people=5)
+
+
+# --- stores that cannot be used ------------------------------------------------------------------------
+
+
+def a_directory(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def in_a_missing_folder(path: Path) -> Path:
+    return path / "missing" / "dayjob.db"
+
+
+def below_a_file(path: Path) -> Path:
+    path.write_text("a file")
+    return path / "dayjob.db"
+
+
+def where_the_kernel_lets_nobody_write(path: Path) -> Path:
+    return Path("/proc/dayjob.db")
+
+
+@pytest.mark.parametrize(
+    "place", [a_directory, in_a_missing_folder, below_a_file, where_the_kernel_lets_nobody_write]
+)
+async def test_a_path_that_cannot_be_written_is_named(place: Callable[[Path], Path], path: Path) -> None:
+    """Also for root, to whom file modes do not apply."""
+    wrong = place(path)
+    before = threads()
+    with pytest.raises(StoreUnavailable) as caught:
+        async with Dayjob(f"sqlite:///{wrong}"):
+            pass
+    assert str(caught.value).startswith(f"{wrong}: ")
+    assert threads() == before
+
+
+def threads() -> set[str]:
+    import threading
+
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("dayjob")}
+
+
+READ_ONLY = """
+import asyncio, ctypes, sys
+from dayjob import Dayjob
+from dayjob.errors import StoreUnavailable
+async def main(url):
+    async with Dayjob(url, worker=False): pass
+try:
+    asyncio.run(main(sys.argv[1]))
+except StoreUnavailable as problem:
+    print(problem)
+"""
+
+
+@pytest.mark.parametrize("content", [b"", b"some text, " * 500, bytes(range(256)) * 32])
+async def test_a_file_that_is_no_database_is_left_as_it_is(url: str, path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    if not content:  # an empty file is as good as none
+        async with Dayjob(url) as app:
+            assert await app.runs() == []
+        return
+    with pytest.raises(ForeignStore, match=f"{path.name}: is no SQLite database. Choose another path."):
+        async with Dayjob(url):
+            pass
+    assert path.read_bytes() == content
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+async def test_a_database_of_another_program_is_left_as_it_is(url: str, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE recipes (title TEXT)")
+        connection.execute("INSERT INTO recipes VALUES ('soup')")
+        connection.commit()
+    content = path.read_bytes()
+    with pytest.raises(ForeignStore, match=f"{path.name}: is a database of another program"):
+        async with Dayjob(url):
+            pass
+    assert path.read_bytes() == content
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+async def test_a_store_of_a_newer_dayjob_is_left_as_it_is(url: str, path: Path) -> None:
+    async with Dayjob(url) as app:
+        handle = await app.submit(greet(name="Ann"))
+        await handle.result(20)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreTooNew, match=r"has schema 99; this Dayjob knows up to \d+. Upgrade Dayjob."):
+        async with Dayjob(url):
+            pass
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (99,)
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+
+
+class Locked:
+    """Another program that holds the whole database."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    def __enter__(self) -> None:
+        self.connection.execute("BEGIN EXCLUSIVE")
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.execute("ROLLBACK")
+        self.connection.close()
+
+
+async def test_a_store_locked_by_another_program_keeps_what_it_has_and_goes_on(url: str, path: Path) -> None:
+    """Longer than SQLite waits, so that writes and heartbeats really fail; what is asked outside says so."""
+    gate = asyncio.Event()
+    ledger: list[int] = []
+
+    async def enter(number: int) -> int:
+        ledger.append(number)
+        return number
+
+    @job
+    async def steps(run: Run) -> list[int]:
+        first = await run.step(enter, 1)
+        await gate.wait()
+        return [first, *[await run.step(enter, number) for number in (2, 3)]]
+
+    async with Dayjob(url, worker=False) as app:
+        failing: list[str] = []
+        app.subscribe(lambda name, f: failing.append(f["error"]) if name == "store.failing" else None)
+        async with app.worker(beat_seconds=0.2, lease_seconds=60) as worker:
+            handle = await app.submit(steps())
+            await until(lambda: ledger == [1])
+            await until(lambda: _steps(app, handle.id, 1))
+            with Locked(path):
+                gate.set()
+                started = time.monotonic()
+                with pytest.raises(StoreLocked) as caught:
+                    await app.submit(greet(name="Ann"))
+                assert str(caught.value).startswith(f"{path}: another program holds the database's lock")
+                assert time.monotonic() - started < 15
+                await until(lambda: failing)
+                assert ledger == [1, 2]  # done, not durable, so nothing follows
+                assert [run.id for run in await app.runs()] == [handle.id]  # reading goes on
+            assert await handle.result(20) == [1, 2, 3]
+            assert ledger == [1, 2, 3]
+            beat = (await app.store.workers())[0].beat
+            await until(lambda: _beaten(app, beat), 20, "the heart beats on")
+            assert worker.id == (await app.store.workers())[0].id
+            assert await (await app.submit(greet(name="Ann"))).result(20) == "Ann"
+
+
+async def _steps(app: Dayjob, run: str, count: int) -> bool:
+    return len(await app.steps(run)) == count
+
+
+async def _beaten(app: Dayjob, since: float) -> bool:
+    return bool((await app.store.workers())[0].beat > since)
+
+
+async def test_opening_a_store_that_another_program_holds_says_so(url: str, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:  # not yet a store: even reading it needs the lock
+        connection.execute("PRAGMA application_id = 1")
+    started = time.monotonic()
+    with Locked(path), pytest.raises(StoreLocked, match=f"{path.name}: another program holds"):
+        open_store(url)
+    assert time.monotonic() - started < 15
+
+
+# --- a full disk ---------------------------------------------------------------------------------------
+
+FULL = """
+import asyncio, os, resource, sys
+from pathlib import Path
+from dayjob import Dayjob, Run, job
+from dayjob.errors import StoreError
+
+path = Path(sys.argv[1])
+ledger = []
+
+def enter(number: int) -> str:
+    ledger.append(number)
+    return f"{number}" + "x" * 20_000
+
+@job
+async def filling(run: Run) -> int:
+    return len([await run.step(enter, number) for number in range(40)])
+
+async def main() -> None:
+    failing = []
+    async with Dayjob(f"sqlite:///{path}", worker=False) as app:
+        app.subscribe(lambda name, f: failing.append(f["error"]) if name == "store.failing" else None)
+        async with app.worker(beat_seconds=0.1, lease_seconds=60):
+            largest = max(file.stat().st_size for file in path.parent.iterdir())
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 200_000, resource.RLIM_INFINITY))
+            handle = await app.submit(filling())
+            while not failing:
+                await asyncio.sleep(0.01)
+            done = len(ledger)
+            assert 0 < done < 40, ledger
+            try:
+                await app.submit(filling(), key="k")
+            except StoreError as problem:
+                print(type(problem).__name__, problem)
+            assert await handle.status() == "in_progress"
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            assert await handle.result(30) == 40
+            assert ledger == list(range(40)), ledger
+            assert len(await app.steps(handle.id)) == 40
+            beat = (await app.store.workers())[0].beat
+            while (await app.store.workers())[0].beat == beat:
+                await asyncio.sleep(0.01)
+    print("went on")
+
+asyncio.run(main())
+"""
+
+
+def test_when_files_may_not_grow_the_worker_keeps_what_it_has_and_goes_on_when_they_may(
+    path: Path, tmp_path: Path
+) -> None:
+    """A limit on file size makes writes fail with a real error, for every user and on every machine."""
+    script = tmp_path / "full.py"
+    script.write_text(FULL)
+    folder = tmp_path / "store"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder / "full.db")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    refused, went_on = done.stdout.splitlines()
+    assert refused.startswith(f"StoreFull {folder / 'full.db'}: ")
+    assert went_on == "went on"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "dayjob-test", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def may_mount() -> bool:
+    return os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+
+
+if may_mount():
+
+    async def test_on_a_full_disk_the_worker_keeps_what_it_has_and_goes_on_when_there_is_space(
+        small_disk: Path,
+    ) -> None:
+        ledger: list[int] = []
+        gate = asyncio.Event()
+
+        async def enter(number: int) -> str:
+            ledger.append(number)
+            if number == 2:
+                await gate.wait()
+            return f"{number}" + "x" * 10_000
+
+        @job
+        async def filling(run: Run) -> int:
+            return len([await run.step(enter, number) for number in range(12)])
+
+        failing: list[str] = []
+        async with Dayjob(f"sqlite:///{small_disk / 'full.db'}", worker=False) as app:
+            app.subscribe(lambda name, f: failing.append(f["error"]) if name == "store.failing" else None)
+            async with app.worker(beat_seconds=0.1, lease_seconds=60):
+                handle = await app.submit(filling())
+                await until(lambda: ledger == [0, 1, 2])
+                await until(lambda: _steps(app, handle.id, 2))
+                filler = small_disk / "filler"
+                with pytest.raises(OSError, match="No space left"):  # noqa: PT012
+                    with filler.open("wb", buffering=0) as file:
+                        while True:
+                            file.write(b"x" * 4096)
+                gate.set()
+                await until(lambda: failing)
+                with pytest.raises(StoreFull, match=r"full\.db: no space is left on the device"):
+                    await app.submit(filling())
+                assert len(ledger) < 12
+                assert await handle.status() == Status.IN_PROGRESS
+                filler.unlink()
+                assert await handle.result(30) == 12
+                assert ledger == list(range(12))
+
+
+async def test_a_store_that_fails_to_open_can_be_opened_when_it_is_mended(url: str, path: Path) -> None:
+    path.mkdir()
+    app = Dayjob(url, jobs=[greet])
+    with pytest.raises(StoreError):
+        async with app:
+            pass
+    path.rmdir()
+    async with app:
+        assert await (await app.submit(greet(name="Ann"))).result(20) == "Ann"
