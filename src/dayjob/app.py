@@ -271,8 +271,10 @@ class Dayjob:
         rows = await self.store.open_steps(run_id, [Kind.ASK])
         return [_action(row) for row in rows]
 
-    async def answer(self, run_id: str, action_id: str, value: Any, by: str | None = None) -> None:
-        """Answers an action.
+    async def answer(
+        self, run_id: str, action_id: str, value: Any, by: str | None = None, reason: str | None = None
+    ) -> None:
+        """Answers an action; who did, and why, is kept with the step.
 
         Raises UnknownAction if the run does not wait for it (any more), InputError if the value does not fit.
         """
@@ -280,7 +282,7 @@ class Dayjob:
         data = self.redact(encode(value))
         if action.schema:
             _check(action, orjson.loads(data))
-        if not await self.store.answer(run_id, action_id, data, by):
+        if not await self.store.answer(run_id, action_id, data, by, reason):
             raise UnknownAction(f"{run_id}: {action_id!r} was answered meanwhile")
         self._poke(run_id)
 
@@ -290,7 +292,7 @@ class Dayjob:
 
     async def reject(self, run_id: str, action_id: str, reason: str = "", by: str | None = None) -> None:
         """Answers an action that asks for a yes with a no."""
-        await self.answer(run_id, action_id, False, by)
+        await self.answer(run_id, action_id, False, by, reason or None)
 
     async def send(self, run_id: str, name: str, value: Any = None) -> None:
         """Sends a value that the run receives by `run.event(name)`, now or when it comes to it.
@@ -442,6 +444,8 @@ class Handle:
         if self._job is None:
             await self._app.get(self.id)
         record = await self._app.until_settled(self.id, timeout)
+        if record.status != Status.COMPLETED:
+            record = await self._app.get(record.id)  # with the partial output
         job = self._job or self._app.jobs.get(record.job)
         if record.status == Status.COMPLETED:
             return decode(record.output or b"null", job.signature.returns if job else Any)
@@ -479,7 +483,8 @@ class Handle:
                 if record.status.is_terminal:
                     return
                 try:
-                    event = await asyncio.wait_for(transient.get(), 0.1)
+                    async with asyncio.timeout(POLL_SECONDS):
+                        event = await transient.get()
                     while True:
                         if event.name != "wake":
                             yield event
@@ -588,6 +593,8 @@ def _superseded_by_resume(record: RunRecord, steps: Sequence[StepRecord], from_s
     else:
         origin = orjson.loads(record.error).get("step") if record.error else None
         doomed = [] if origin is None else _error_chain(current, origin)
+        if record.status == Status.EXPIRED:  # asked again, with its time anew
+            doomed += [row for row in current if row.kind == Kind.ASK and row.outcome is None and row.due]
     return Supersede([(row.key, row.attempt) for row in doomed])
 
 

@@ -97,7 +97,10 @@ class Heartbeat:
             frame = sys._current_frames().get(self._loop_thread)
             stack = "".join(traceback.format_stack(frame)[-6:]) if frame else ""
             step = self._worker.step_in(asyncio.current_task(self._loop))
-            logger.warning("the event loop has been blocked for %.1f s in step %s:\n%s", late, step, stack)
+            if step is not None:
+                logger.warning(
+                    "the event loop has been blocked for %.1f s in step %s:\n%s", late, step, stack
+                )
             self._loop.call_soon_threadsafe(self._worker.blocked, late, step, stack)
         self._loop.call_soon_threadsafe(self._feel)
 

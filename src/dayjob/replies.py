@@ -107,12 +107,12 @@ class ModelCall:
         while True:
             failed += 1
             started = run.journal.clock()
-            reply, value, error, again = None, None, missing, None
+            reply, error, again = None, missing, None
             before = cancellings()
             try:
                 if error is None:
                     reply = await self._ask(run, model, key, name, failed, prompt, timeout)
-                    value = self._value(reply)
+                    self._value(reply)
             except asyncio.CancelledError:
                 if run.scope.closed or cancellings() > before:
                     run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None)
@@ -133,7 +133,7 @@ class ModelCall:
             prompt.stored_by = f"{row.attempt}:{row.key}"
             await run.commit(row, messages=prompt.new)
             if error is None and reply is not None:
-                return Reply(reply.text, value, reply.tool_calls, reply.usage, reply.dollars, reply.finish)
+                return self._reply_of(row, orjson.loads(row.value or b"{}"))
             assert error is not None
             if again is None:
                 raise error

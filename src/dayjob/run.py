@@ -70,8 +70,9 @@ class Run(Steps):
 
         Sync functions run in a thread. If the function's first parameter is annotated `Run`, it gets a
         scope of its own, and one row stands for all that happened inside once it is complete. Arguments
-        and result must be JSON or of pydantic's types. Raises StepError if the function raises, takes
-        longer than `timeout` seconds, or returns what is no JSON.
+        are JSON values, dataclasses or pydantic models; the result may be of any type that pydantic
+        knows. Raises StepError if the function raises, takes longer than `timeout` seconds, or returns
+        what is no JSON.
         """
         shape = shape_of(fn)
         name = name or shape.name

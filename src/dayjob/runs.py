@@ -128,6 +128,7 @@ class StepRecord:
     answer: bytes | None = None
     answered_at: float | None = None
     answered_by: str | None = None
+    answer_reason: str | None = None
     input: bytes | None = None
     value: bytes | None = None
     error: bytes | None = None

@@ -19,6 +19,9 @@ from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
 from dayjob.values import canonical, decode, digest, encode
 
 MISSING: Any = object()
+CHANGED = "#changed"
+"""The name of the action that asks what to do about changed code; no step's own name can hold a "#"."""
+
 DUE: Any = object()
 """What a wait is given when its time has come."""
 
@@ -132,7 +135,7 @@ class Steps:
         at_stake = [
             row.key
             for row in doomed
-            if (row.kind in (Kind.ASK, Kind.EVENT) and row.outcome == Outcome.VALUE)
+            if (row.kind in (Kind.ASK, Kind.EVENT) and row.outcome == Outcome.VALUE and row.name != CHANGED)
             or (row.kind == Kind.RUN and row.outcome is None)
         ]
         if at_stake and not self.keeper.ending:
@@ -142,7 +145,7 @@ class Steps:
     async def _ask_about_change(self, at_stake: list[str]) -> None:
         scope = self.scope
         current, scope.current = scope.current, None
-        name = "#changed"
+        name = CHANGED
         question = (
             f"The code of this run has changed before {current or 'its end'!r}. To go on would write off "
             f"{', '.join(at_stake)}. Answer continue, or keep (only the old code will go on with this run)."
@@ -369,11 +372,19 @@ class Steps:
             await self.journal.commit((row,), **more)
         except asyncio.CancelledError:
             if not self.scope.closed:
+                self._warn_of_cancellation(row.key)
                 self.journal.finish(row, Outcome.CANCELLED)
                 self.journal.put(update=(row,))
             raise
         if self.keeper.events.active:
             self.announce(row)
+
+    def _warn_of_cancellation(self, key: str) -> None:
+        self.keeper.warn(
+            key,
+            "was cancelled by the job's own code (asyncio.timeout, say), which takes its time again on replay; "
+            "timeout= is the durable form",
+        )
 
     def record_cancelled(
         self,
@@ -386,6 +397,7 @@ class Steps:
     ) -> None:
         if self.scope.closed:
             return
+        self._warn_of_cancellation(key)
         row = self.journal.row(
             self.scope.path, key, name, kind, Outcome.CANCELLED, started, fingerprint, input=input
         )

@@ -17,7 +17,8 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -83,7 +84,8 @@ class Tool(Generic[P, R]):
     @cached_property
     def parameters(self) -> dict[str, Any]:
         """The JSON schema of the arguments: an object that takes no others."""
-        schema = self._arguments.json_schema(schema_generator=_schema_generator())
+        with _schema_errors_named(self.name):
+            schema = self._arguments.json_schema(schema_generator=_schema_generator())
         schema.pop("title", None)
         documented = {each.arg_name: each.description for each in self._docstring.params}
         for name, parameter in inspect.signature(self.fn).parameters.items():
@@ -133,14 +135,9 @@ class Tool(Generic[P, R]):
     @cached_property
     def _arguments(self) -> TypeAdapter[dict[str, Any]]:
         from pydantic import TypeAdapter
-        from pydantic.errors import PydanticUserError
 
-        arguments = _typed_dict(self.name, _arguments_of(self.fn, self.name))
-        try:
-            return TypeAdapter(arguments)
-        except PydanticUserError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.name}: an argument has no JSON schema: {reason}") from None
+        with _schema_errors_named(self.name):
+            return TypeAdapter(_typed_dict(self.name, _arguments_of(self.fn, self.name)))
 
     def _complaint(self, error: Any) -> str:
         return "; ".join(
@@ -219,6 +216,17 @@ def _typed_dict(name: str, fields: list[tuple[str, Any, bool]]) -> Any:
     )
     arguments.__pydantic_config__ = {"extra": "forbid"}
     return arguments
+
+
+@contextmanager
+def _schema_errors_named(tool_name: str) -> Iterator[None]:
+    from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
+
+    try:
+        yield
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{tool_name}: an argument has no JSON schema: {reason}") from None
 
 
 def _schema_generator() -> Any:

@@ -293,10 +293,11 @@ class Worker:
     async def _until_sweep(self) -> None:
         while (delay := self._sweep_at - self._clock()) > 0:
             self._sweep_moved.clear()
-            try:
-                await asyncio.wait_for(self._sweep_moved.wait(), delay)
-            except TimeoutError:
-                return
+            with contextlib.suppress(
+                TimeoutError
+            ):  # wait_for could swallow the cancellation that stops this loop
+                async with asyncio.timeout(delay):
+                    await self._sweep_moved.wait()
 
     # --- the heartbeat -------------------------------------------------------------------------
 

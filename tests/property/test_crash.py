@@ -26,7 +26,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
     with asyncio.Runner() as runner:
-        lab = runner.run(CrashLab().__aenter__())
+        lab = runner.run(CrashLab(patience_seconds=10).__aenter__())
         yield Bench(runner, lab)
         runner.run(lab.__aexit__())
 
@@ -54,7 +54,7 @@ async def crash_everywhere(lab: CrashLab, program, moment: Moment) -> None:
 def check(calm: Ended, world: World, ended: Ended) -> None:
     shown = f"{ended.death}: {ended.run.reason}"
     assert (ended.status, ended.output, ended.error) == (calm.status, calm.output, calm.error), shown
-    assert not ended.warnings, shown
+    assert not [warning for warning in ended.warnings if "not deterministic" in warning], shown
     again = {label for label in settled(ended.durable) if world.after_death[label]}
     assert not again, f"{shown}: done again: {again}"
     ran = world.before_death + world.after_death

@@ -511,16 +511,18 @@ class SQLiteStore:
 
     # --- from outside --------------------------------------------------------------------------
 
-    async def answer(self, run: str, key: str, value: bytes, by: str | None = None) -> bool:
+    async def answer(
+        self, run: str, key: str, value: bytes, by: str | None = None, reason: str | None = None
+    ) -> bool:
         """Records the answer to an open step and wakes its run. False: there is no such open step."""
 
         def transaction(connection: sqlite3.Connection) -> bool:
             home = _home_of(connection, run)
             changed = connection.execute(
-                "UPDATE steps SET answer = ?, answered_at = ?, answered_by = ? "
+                "UPDATE steps SET answer = ?, answered_at = ?, answered_by = ?, answer_reason = ? "
                 "WHERE home = ? AND run = ? AND key = ? AND outcome IS NULL AND answer IS NULL "
                 f"AND EXISTS (SELECT 1 FROM runs WHERE home = steps.home AND id = steps.run AND status NOT IN {_TERMINAL})",
-                (value, self._clock(), by, home, run, key),
+                (value, self._clock(), by, reason, home, run, key),
             ).rowcount
             if changed:
                 connection.execute(_WAKE, {"home": home, "run": run})

@@ -106,6 +106,7 @@ CREATE TABLE steps (
     answer        BLOB,                         -- from outside, not yet consumed by the run
     answered_at   REAL,
     answered_by   TEXT,
+    answer_reason TEXT,
     input         BLOB,
     value         BLOB,
     error         BLOB,
