@@ -78,8 +78,10 @@ def verdict(before: list[StepRecord], after: list[StepRecord], code: int, second
     if code or redone or twice or not reused or not now:
         say(f"FAILED: exit code {code}; changed: {redone or 'none'}; done twice: {twice or 'none'}")
         return 1
-    say(f"{reused} steps reused, {now} done after the kill, none done twice.  ({seconds:.0f} s in all)")
-    say("Proof: each of the reused rows is, byte for byte, the one that stood in the journal at the kill.")
+    say(
+        f"{reused} steps reused, {now} done after the kill, none done twice.  ({seconds:.0f} s in all)\n"
+        "Proof: each reused row of the journal is, byte for byte, the one that stood there at the kill."
+    )
     return 0
 
 

@@ -60,14 +60,14 @@ def split(text: str, size: int) -> list[Part]:
 
 
 async def summarise(run: Run, part: Part) -> str:
-    reply = await run.model(f"Summarise this in one or two sentences.\n\n{part.text}", max_tokens=60)
+    reply = await run.model(f"Summarise this in one sentence.\n\n{part.text}", max_tokens=48)
     run.progress(part.number, part.of)
     return reply.text.strip()
 
 
 async def merge(run: Run, summaries: list[str]) -> str:
     notes = "\n".join(f"- {summary}" for summary in summaries)
-    reply = await run.model(f"Write one short paragraph that sums up these notes.\n\n{notes}", max_tokens=120)
+    reply = await run.model(f"Write one short paragraph that sums up these notes.\n\n{notes}", max_tokens=80)
     return reply.text.strip()
 
 

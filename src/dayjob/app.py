@@ -197,9 +197,15 @@ class Dayjob:
             )
         if when_busy not in ("refuse", "enqueue"):
             raise InputError(f'when_busy: expected "refuse" or "enqueue", got {when_busy!r}')
+        thread_id = thread.id if isinstance(thread, Thread) else thread
+        for name, text in (("key", key), ("thread", thread_id), ("queue", queue)):
+            _check_text(name, text)
+        if abs(priority) >= 2**31:
+            raise InputError(f"priority: expected an int of up to 31 bits, got {priority!r}")
+        if not 0 <= delay < float("inf"):
+            raise InputError(f"delay: expected seconds, 0 or more, got {delay!r}")
         await self._make_known(request.job)
         now = self._clock()
-        thread_id = thread.id if isinstance(thread, Thread) else thread
         record = new_run(
             request, self.redact(request.input), now, home=thread_id, thread=thread_id, project=PROJECT,
             queue=queue, priority=priority, submit_key=key, source=source, tags=encode(list(tags)) if tags else None,
@@ -306,7 +312,7 @@ class Dayjob:
 
     async def cancel(self, run_id: str, reason: str = "cancelled by request") -> Status:
         """Asks a run, and its children, to stop. Idempotent; returns the status that it has now."""
-        status: Status = await self.store.cancel(run_id, reason)
+        status: Status = await self.store.cancel(run_id, self.redact.text(reason))
         self._poke(run_id)
         return status
 
@@ -551,6 +557,21 @@ def job_named(jobs: dict[str, Job], name: str) -> Job:
         known = ", ".join(sorted(jobs)) or "none"
         raise UnknownJob(f"job {name!r} is not known here; known jobs: {known}")
     return jobs[name]
+
+
+def _check_text(name: str, text: Any) -> None:
+    """Raises InputError for what no column of text can hold."""
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise InputError(f"{name}: expected str, got {type(text).__name__}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{name}: {text!r} holds half a surrogate pair, which is no valid UTF-8"
+            ) from None
 
 
 def _action(row: StepRecord) -> Action:

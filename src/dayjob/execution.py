@@ -30,6 +30,8 @@ from dayjob.values import Redactor, encode
 
 DEFER_SCOPE = "#defer"
 _WAITS = Wait.__await__.__code__
+REPLAY_SECONDS = 30.0
+"""How long a job that ends may take to walk its recorded steps, to learn what it deferred."""
 LOOK_AGAIN_SECONDS = 60.0
 """A parked run that only memory can go on with is looked after so often: its worker may be dead."""
 
@@ -220,6 +222,7 @@ class Execution:
                 return
         if self.ending:
             self._planned, self.end = self.end, None
+            asyncio.get_running_loop().call_later(REPLAY_SECONDS, self._stop_replaying)
         root = self._root = Scope(self.journal, "", None)
         self.count(root)
         self.spawn(root, self._main(root))
@@ -255,7 +258,8 @@ class Execution:
 
     def _failure(self, error: StepError) -> End:
         where = f"step {error.step!r}: " if error.step else ""
-        return End(Status.FAILED, f"{where}{error}", None, self.services.redact(error_bytes(error)))
+        reason = self.services.redact.text(f"{where}{error}")
+        return End(Status.FAILED, reason, None, self.services.redact(error_bytes(error)))
 
     def _decide(self, end: End) -> None:
         """The run is to end this way; the first decision stands."""
@@ -291,6 +295,11 @@ class Execution:
     async def _release(self, pin: str) -> Left:
         await self.store.release(self.record.home, self.record.id, self.journal.epoch, pin)
         return self._drop(Left.RELEASED)
+
+    def _stop_replaying(self) -> None:
+        """The job's own code hangs between recorded steps: what it would defer after that is not known."""
+        if self.ending and self.end is None:
+            self._decide(End(Status.CANCELLED))
 
     async def _end_of_replay(self) -> Left | None:
         """Everything recorded was walked, to learn what was deferred; nothing more is done for real."""
@@ -497,7 +506,14 @@ class Execution:
         self._waits.setdefault(row.key, (row, []))[1].append((future, scope))
         self._arm(row)
         self.uncount(scope)
-        return await Wait(future)
+        try:
+            return await Wait(future)
+        except asyncio.CancelledError:
+            if not future.cancelled() and isinstance(sent := future.result(), InboxItem):
+                self.inbox[row.name].insert(
+                    0, sent
+                )  # it came just as the wait was given up: for the next one
+            raise
 
     def stop_waiting(self, row: StepRecord) -> None:
         entry = self._waits.get(row.key)
@@ -618,6 +634,15 @@ class Execution:
             self.events.emit("run.lost", run=self.record.id, epoch=self.journal.epoch)
         return left
 
+    def leave_behind(self, tasks: set[asyncio.Task[Any]]) -> None:
+        """Gives up tasks that ignore their cancellation: nothing waits for them any more, not even the loop's end."""
+        for task in tasks:
+            self._tasks.pop(task, None)
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            asyncio._unregister_task(task)
+            _abandoned.append(task)
+        self.events.emit("run.abandoned", run=self.record.id, tasks=len(tasks))
+
     async def _stop_tasks(self) -> None:
         """Before the end: every task of the job is over, or left behind."""
         tasks = [task for task in self._tasks if not task.done() and task is not asyncio.current_task()]
@@ -634,13 +659,8 @@ async def _see_off(tasks: list[asyncio.Task[Any]], execution: Execution) -> None
     for task in tasks:
         task.cancel()
     _, pending = await asyncio.wait(tasks, timeout=execution.services.grace_seconds)
-    for task in pending:
-        execution._tasks.pop(task, None)
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
-        asyncio._unregister_task(task)  # type: ignore[attr-defined]  # or the end of the loop would wait for it
-        _abandoned.append(task)
     if pending:
-        execution.events.emit("run.abandoned", run=execution.record.id, tasks=len(pending))
+        execution.leave_behind(pending)
 
 
 def _kept_until(task: asyncio.Task[Any]) -> float | None:

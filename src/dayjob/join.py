@@ -78,9 +78,10 @@ class Join:
         try:
             if recorded is not None and recorded.outcome == Outcome.CANCELLED:
                 await run.replay(recorded, Any)
+            settled = recorded is not None and run.is_settled(recorded)
             for branch in self.branches:
-                self._look_up(branch)
-            if recorded is not None and run.is_settled(recorded):
+                self._look_up(branch, settled)
+            if recorded is not None and settled:
                 self.decision = orjson.loads(recorded.value or b"{}")
                 return self._result()
             await self._run_branches(recorded)
@@ -91,12 +92,13 @@ class Join:
     def _fingerprint(self) -> bytes:
         return digest(canonical([self.race, [branch.label for branch in self.branches]]))
 
-    def _look_up(self, branch: Branch) -> None:
+    def _look_up(self, branch: Branch, settled: bool) -> None:
+        """A branch's row counts if this version wrote it, or wrote the join and kept it."""
         branch.key = f"{self.key}/{escape(branch.label)}"
         branch.recorded = self.run.journal.find(
             self.place, branch.key, branch.label, Kind.SCOPE, branch.fingerprint
         )
-        if branch.recorded is not None and self.run.is_settled(branch.recorded):
+        if branch.recorded is not None and (settled or self.run.is_settled(branch.recorded)):
             branch.row = branch.recorded
             if self.run.keeper.events.active:
                 self.run.announce(branch.row, reused=True)

@@ -235,8 +235,8 @@ class Journal:
             seq = self.seq
             ended = self.clock()
         return StepRecord(
-            self.home, self.run, key, attempt, scope_path, name, kind, outcome, seq, self.version, self.epoch,
-            next(_nonces), fingerprint, None, started, ended, **more,
+            self.home, self.run, key, attempt, scope_path, name if name.isascii() else _printable(name), kind,
+            outcome, seq, self.version, self.epoch, next(_nonces), fingerprint, None, started, ended, **more,
         )  # fmt: skip
 
     def finish(

@@ -34,7 +34,7 @@ class Prompt:
         earlier: Prompt | None,
         redact: Redactor,
     ) -> None:
-        """Raises NotJSON or ValueTooLarge naming the message that cannot be stored, InputError for one that is no dict."""
+        """Raises NotJSON or ValueTooLarge naming the message at fault, InputError for one that is no dict."""
         head_bytes = redact(canonical(head))
         self.head = digest(head_bytes)
         keep = _common(messages, earlier.messages) if earlier is not None else 0

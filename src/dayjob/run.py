@@ -270,13 +270,14 @@ class Run(Steps):
         await self.note_down(
             "verdict",
             {"success": success, "score": score, "reason": reason},
-            verdict=(success, score, reason),
+            verdict=(success, score, self.journal.redact.text(reason)),
         )
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Shows how far the work is. Not awaited, not journaled."""
         if self.scope.closed:
             return
+        done, total = float(done), None if total is None else float(total)
         self.keeper.events.emit("run.progress", run=self.id, done=done, total=total)
         now = self.journal.clock()
         if not self.keeper.dormant and (now - self._progress_at >= PROGRESS_SECONDS or done == total):

@@ -67,9 +67,10 @@ class Redactor:
         return data
 
     def text(self, text: str) -> str:
+        """Text that may be stored: without secrets, and with "?" for half a surrogate pair."""
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
-        return text
+        return text if _is_unicode(text) else text.encode("utf-8", "replace").decode()
 
     def _without(self, value: Any) -> Any:
         if isinstance(value, str):

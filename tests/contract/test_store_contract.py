@@ -90,7 +90,9 @@ async def store(bench: Bench) -> Store:
 # --- a worker in small --------------------------------------------------------------------------------
 
 
-def worker(id: str, *, jobs: Mapping[str, str] | None = None, lease: float = LEASE, **more: Any) -> WorkerRecord:
+def worker(
+    id: str, *, jobs: Mapping[str, str] | None = None, lease: float = LEASE, **more: Any
+) -> WorkerRecord:
     host, boot = this_host()
     process = {"host": host, "boot": boot, "pid": os.getpid(), "start": start_of(os.getpid()) or "", **more}
     return WorkerRecord(id, queues=["default"], jobs=jobs or {"work": "v1"}, lease=lease, **process)
@@ -153,7 +155,9 @@ def put(store: Store, run: RunRecord, *rows: StepRecord, **more: Any) -> asyncio
     return outcome
 
 
-async def open_row(store: Store, run: RunRecord, key: str, kind: Kind = Kind.ASK, **fields: Any) -> StepRecord:
+async def open_row(
+    store: Store, run: RunRecord, key: str, kind: Kind = Kind.ASK, **fields: Any
+) -> StepRecord:
     opened = row(run, key, None, kind=kind, **fields)
     assert await put(store, run, opened) == "durable"
     return opened
@@ -375,9 +379,7 @@ async def test_a_run_that_is_not_held_takes_no_rows(store: Store) -> None:
 async def test_a_lost_run_does_not_take_its_neighbours_with_it(store: Store) -> None:
     lost, kept = await held_run(store), await held_run(store)
     await taken_over(store, lost)
-    outcomes = [
-        put(store, run, row(run, f"step#{seq}", seq)) for seq in range(1, 20) for run in (kept, lost)
-    ]
+    outcomes = [put(store, run, row(run, f"step#{seq}", seq)) for seq in range(1, 20) for run in (kept, lost)]
     assert await asyncio.gather(*outcomes) == ["durable", "lost"] * 19
     assert len(await keys(store, kept)) == 19
     assert await keys(store, lost) == []
@@ -620,7 +622,9 @@ async def test_many_who_answer_at_once_cannot_all_have_answered(bench: Bench) ->
     await register(stores[0], "w1")
     run = await held_run(stores[0])
     await open_row(stores[0], run, "ask")
-    given = await asyncio.gather(*(store.answer(run.id, "ask", b"1", None) for store in stores for _ in range(5)))
+    given = await asyncio.gather(
+        *(store.answer(run.id, "ask", b"1", None) for store in stores for _ in range(5))
+    )
     assert sum(given) == 1
     found = await stores[0].get(run.id)
     assert found is not None
@@ -696,7 +700,12 @@ async def test_a_settled_run_is_over_with_its_sums(store: Store, clock: Clock) -
     assert await settle(store, run, End(Status.COMPLETED, None, b'"out"')) is Held.DONE
     found = await store.get(run.id)
     assert found is not None
-    assert (found.status, found.output, found.ended, found.worker) == (Status.COMPLETED, b'"out"', clock(), None)
+    assert (found.status, found.output, found.ended, found.worker) == (
+        Status.COMPLETED,
+        b'"out"',
+        clock(),
+        None,
+    )
     assert (found.dollars, found.input_tokens, found.output_tokens, found.steps) == (0.5, 20, 10, 2)
     assert await store.ended([run.id, "run_nowhere"]) == [run.id]
     assert await settle(store, run) is Held.LOST
@@ -741,7 +750,12 @@ async def test_a_child_and_its_step_are_one_transaction(store: Store) -> None:
     parent = await held_run(store)
     child = await started_child(store, parent)
     claimed = await claim_one(store)
-    assert (claimed.id, claimed.parent, claimed.home, claimed.root) == (child.id, parent.id, parent.home, parent.id)
+    assert (claimed.id, claimed.parent, claimed.home, claimed.root) == (
+        child.id,
+        parent.id,
+        parent.home,
+        parent.id,
+    )
     clash = new_run(Request(work, b"{}"), b"{}", 1.0, home=parent.home, parent=parent.id)
     assert await put(store, parent, row(parent, "child", None, kind=Kind.RUN), child=clash) == "lost"
     assert await store.get(clash.id) is None
@@ -775,7 +789,13 @@ async def test_the_run_that_continues_another_takes_its_place(store: Store) -> N
     await started_child(store, parent)
     first = await claim_one(store)
     following = new_run(
-        Request(work, b"{}"), b"{}", 2.0, home=parent.home, root=parent.root, parent=parent.id, parent_key="child"
+        Request(work, b"{}"),
+        b"{}",
+        2.0,
+        home=parent.home,
+        root=parent.root,
+        parent=parent.id,
+        parent_key="child",
     )
     assert await settle(store, first, DONE, following) is Held.DONE
     assert await park(store, parent) is Held.DONE  # its child has not ended
@@ -949,7 +969,9 @@ async def test_a_due_timer_wakes_its_run(store: Store, clock: Clock) -> None:
     assert (await claim_one(store)).wakes == 1
 
 
-async def test_a_worker_that_is_late_is_dead_and_its_runs_are_queued_again(store: Store, clock: Clock) -> None:
+async def test_a_worker_that_is_late_is_dead_and_its_runs_are_queued_again(
+    store: Store, clock: Clock
+) -> None:
     run = await held_run(store)
     clock.advance(LEASE - 1)
     assert store.beat("w2").held == {}
@@ -981,7 +1003,7 @@ async def test_a_worker_once_declared_dead_stays_dead(store: Store, clock: Clock
 
 
 async def test_a_process_that_is_gone_from_this_host_is_dead_at_once(store: Store) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)  # noqa: ASYNC220
     start = start_of(gone.pid)
     assert start
     await register(store, "w9", pid=gone.pid, start=start)
@@ -1349,7 +1371,9 @@ async def test_actions_of_runs_that_are_over_are_not_listed(store: Store) -> Non
     await open_row(store, waiting, "ask")
     await open_row(store, waiting, "sleep", Kind.SLEEP)
     assert await settle(store, over) is Held.DONE
-    assert [(step.run, step.key) for step in await store.open_steps(None, [Kind.ASK])] == [(waiting.id, "ask")]
+    assert [(step.run, step.key) for step in await store.open_steps(None, [Kind.ASK])] == [
+        (waiting.id, "ask")
+    ]
     assert await store.open_steps(over.id, [Kind.ASK]) == []
     assert len(await store.open_steps(waiting.id, [Kind.ASK, Kind.SLEEP])) == 2
 

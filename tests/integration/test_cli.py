@@ -179,6 +179,14 @@ def test_resume_from_a_step_does_it_again(dayjob: CommandLine) -> None:
     assert "no finished step 'nope'" in dayjob("resume", run, "--from", "nope").stderr
 
 
+def test_a_run_whose_process_was_killed_is_cancelled_at_once(dayjob: CommandLine) -> None:
+    with dayjob.started("run", f"{DESK}:slow") as worker:
+        run = until(lambda: begun(dayjob), "a step", worker)
+        worker.kill()
+    assert "is cancelled" in dayjob("cancel", run).stderr
+    assert dayjob.json("show", run)["status"] == "cancelled"
+
+
 def test_a_run_that_nobody_works_on_is_cancelled_at_once(dayjob: CommandLine) -> None:
     dayjob("run", f"{DESK}:parent")
     run = dayjob.last_run()

@@ -21,6 +21,7 @@ from dayjob.jobs import Job, Request
 from dayjob.models.scripted import Scripted
 from dayjob.retry import Retry
 from dayjob.runs import Kind, Outcome, StepRecord
+from dayjob.testing import CrashLab, Death, Ended
 
 Op = tuple[Any, ...]
 SOON = 0.002
@@ -43,7 +44,8 @@ class World:
         self.jobs = self._jobs_of(program, "v1")
         self.then = self._jobs_of(then, "v2") if then is not None else []
         self.model = Scripted(self._reply, keep_requests=False)
-        self.needs_outside = any(op[0] in ("ask", "event") for op in walk([*program, *(then or ())]))
+        asking = any(op[0] in ("ask", "event") for op in walk([*program, *(then or ())]))
+        self.needs_outside = asking or then is not None
 
     def _jobs_of(self, program: Sequence[Op], version: str) -> list[Job]:
         children = {op[1]: op[2] for op in walk(program) if op[0] == "child"}
@@ -118,6 +120,14 @@ class World:
                     value = "continue" if step.name == "#changed" else f"{step.name} answered"
                     acted |= await app.store.answer(id, step.key, orjson.dumps(value), None)
         return acted
+
+
+async def played(lab: CrashLab, world: World, death: Death | None = None) -> Ended:
+    outside = world.outside if world.needs_outside else None
+    return await lab.run(
+        world.request, jobs=world.jobs[1:], then=world.then, model=world.model, outside=outside, death=death,
+        on_death=world.die,
+    )  # fmt: skip
 
 
 class Player:
@@ -253,12 +263,6 @@ class Player:
 
 
 # --- programs ---------------------------------------------------------------------------------------
-
-_names = itertools.count(1)
-
-
-def _label(kind: str) -> st.SearchStrategy[str]:
-    return st.just(kind)
 
 
 def labelled(program: Sequence[Any], numbers: Iterator[int]) -> tuple[Op, ...]:

@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dayjob.testing import CrashLab, Death, Ended, Moment
-from tests.property.programs import World, programs, settled, tries
+from tests.property.programs import World, played, programs, settled, tries
 
 SIDE_BY_SIDE = 4
 
 
-class Bench:
-    """A lab that stays open over all examples, and the loop that it lives on."""
-
-    def __init__(self, runner: asyncio.Runner, lab: CrashLab) -> None:
-        self.lab = lab
-        self.run = runner.run
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with asyncio.Runner() as runner:
-        lab = runner.run(CrashLab(patience_seconds=10).__aenter__())
-        yield Bench(runner, lab)
-        runner.run(lab.__aexit__())
-
-
-async def played(lab: CrashLab, world: World, death: Death | None = None) -> Ended:
-    outside = world.outside if world.needs_outside else None
-    return await lab.run(
-        world.request, jobs=world.jobs[1:], then=world.then, model=world.model, outside=outside, death=death,
-        on_death=world.die,
-    )  # fmt: skip
-
-
-async def crash_everywhere(lab: CrashLab, program, moment: Moment) -> None:
+async def crash_everywhere(lab: CrashLab, program: Any, moment: Moment) -> None:
     calm = await played(lab, World(program))
     deaths = [Death(write, moment) for write in range(1, calm.writes + 1)]
     while deaths:
@@ -63,5 +38,5 @@ def check(calm: Ended, world: World, ended: Ended) -> None:
 
 
 @given(program=programs, moment=st.sampled_from(Moment))
-def test_a_crash_at_any_write_changes_nothing(bench: Bench, program, moment: Moment) -> None:
+def test_a_crash_at_any_write_changes_nothing(bench: Any, program: Any, moment: Moment) -> None:
     bench.run(crash_everywhere(bench.lab, program, moment))

@@ -168,9 +168,10 @@ async def cancel_run(store: str, run: str, reason: str, model: str | None, as_js
     async with opened(store) as app:
         status = await app.cancel(run, reason)
         record = await app.get(run)
-        if not status.is_terminal and await workers_for(app, record):
+        taken = bool(await workers_for(app, record))
+        if not status.is_terminal and taken:
             record = await _poll(app, run, time.monotonic() + CANCEL_SECONDS)
-    if not record.status.is_terminal and record.worker is None and record.source is not None:
+    if not record.status.is_terminal and not taken and record.source is not None:
         record = await _finish_cancelling(store, record, model)
     if as_json:
         async with opened(store) as app:
@@ -247,13 +248,18 @@ async def waits_of(app: Dayjob, record: RunRecord) -> list[Action]:
 
 
 async def _waits_for_someone(app: Dayjob, record: RunRecord) -> bool:
-    """Whether nothing in this process can bring the run, or a child of it, on."""
+    """Whether only someone outside can bring the run, or a child of it, on."""
     family = await _family(app, record)
     if any(not member.status.is_parked for member in family):
         return False
-    if any(member.status == Status.REQUIRES_ACTION for member in family):
-        return True
-    return all(member.due is None for member in family)
+    if any(member.status == Status.WAITING and member.due is not None for member in family):
+        return False
+    sleeps = [await app.store.open_steps(member.id, [Kind.SLEEP]) for member in family]
+    if any(sleeps) or not await waits_of(app, record):
+        return False
+    # A child may have ended, or an answer have come, between these reads: then the wakes differ.
+    again = await _family(app, await app.get(record.id))
+    return [(m.id, m.status, m.wakes) for m in family] == [(m.id, m.status, m.wakes) for m in again]
 
 
 async def _family(app: Dayjob, record: RunRecord) -> list[RunRecord]:

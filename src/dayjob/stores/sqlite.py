@@ -108,7 +108,7 @@ UPDATE steps SET outcome = :outcome, seq = :seq, ended = :ended, value = :value,
  WHERE home = :home AND run = :run AND key = :key AND attempt = :attempt
 """
 _SETTLE = f"""
-UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = :error, ended = :now, worker = NULL,
+UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coalesce(:error, error), ended = :now, worker = NULL,
        due = NULL, pinned = 0, changed = 0, next_run = :next_run,
        output = coalesce(:output, CASE WHEN :status <> 'completed' THEN (
            SELECT value FROM steps WHERE home = :home AND run = :run AND kind = 'note' AND name = 'partial'

@@ -57,7 +57,8 @@ _ROW_ERRORS = (
     sqlite3.ProgrammingError,
     sqlite3.InterfaceError,
     OverflowError,  # an int of more than 64 bits
-    UnicodeError,  # half a surrogate pair
+    ValueError,  # half a surrogate pair
+    TypeError,
 )
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 CHECKPOINT_BYTES = 8 * 1024 * 1024
@@ -368,5 +369,10 @@ def translated(problem: Exception, path: str) -> StoreError:
         directory = Path(path).resolve().parent
         return StoreUnavailable(
             f"{path}: cannot be written ({text}). Check that {directory} exists and is writable."
+        )
+    if "disk I/O" in text:
+        return StoreUnavailable(
+            f"{path}: the disk failed ({text}). Check its space, its quota and its health; "
+            "nothing that was accepted is lost."
         )
     return StoreUnavailable(f"{path}: {text}")

@@ -1,0 +1,336 @@
+"""What a worker does with its runs: takes its share, lets go of them in good order, and cannot be killed by them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dayjob import Dayjob, Run, RunFailed, Status, job
+from dayjob.errors import StoreUnavailable
+from dayjob.stores import Store, open_store
+from tests.until import turns, until
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'worker.db'}"
+
+
+class Desk:
+    """Steps that wait at a gate, and the list of those that came to it."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.came: list[str] = []
+
+    async def enter(self, name: str) -> str:
+        self.came.append(name)
+        await self.gate.wait()
+        return f"{name} entered"
+
+
+async def test_a_worker_that_stops_lets_steps_in_progress_finish_and_gives_its_runs_back(url: str) -> None:
+    desk = Desk()
+
+    @job
+    async def visit(run: Run) -> list[str]:
+        return [await run.step(desk.enter, name) for name in ("one", "two")]
+
+    async with Dayjob(url, worker=False) as app:
+        async with app.worker() as worker:
+            handle = await app.submit(visit())
+            await until(lambda: desk.came == ["one"])
+            stopping = asyncio.create_task(worker.stop())
+            await turns()
+            desk.gate.set()
+            await stopping
+        record = await app.get(handle.id)
+        assert (record.status, record.worker, record.attempts) == (Status.QUEUED, None, 0)
+        assert [(step.key, step.outcome) for step in await app.steps(handle.id)] == [("enter", "value")]
+        assert await app.store.workers() == []
+        async with app.worker():
+            assert await handle.result(20) == ["one entered", "two entered"]
+    assert desk.came == ["one", "two"]
+
+
+async def test_a_worker_that_stops_does_not_wait_for_ever(url: str) -> None:
+    desk = Desk()
+
+    @job
+    async def visit(run: Run) -> str:
+        return str(await run.step(desk.enter, "one"))
+
+    async with Dayjob(url, worker=False) as app:
+        async with app.worker(grace_seconds=0.05) as worker:
+            handle = await app.submit(visit())
+            await until(lambda: desk.came)
+            async with asyncio.timeout(3):
+                await worker.stop(drain_seconds=0.05)
+        desk.gate.set()
+        assert (await app.get(handle.id)).status == Status.QUEUED
+        assert await app.steps(handle.id) == []
+        async with app.worker():
+            assert await handle.result(20) == "one entered"
+    assert desk.came == ["one", "one"]
+
+
+async def test_no_more_runs_are_worked_on_at_a_time_than_was_said(url: str) -> None:
+    desk = Desk()
+
+    @job
+    async def visit(run: Run, number: int) -> str:
+        return str(await run.step(desk.enter, str(number)))
+
+    async with Dayjob(url, worker=False) as app:
+        handles = [await app.submit(visit(number=number)) for number in range(7)]
+        async with app.worker(concurrency=3) as worker:
+            await until(lambda: len(desk.came) == 3)
+            await turns()
+            assert len(worker.held) == 3
+            assert desk.came == ["0", "1", "2"]
+            desk.gate.set()
+            assert len(await asyncio.gather(*(handle.result(20) for handle in handles))) == 7
+
+
+@job
+async def name_of(run: Run, name: str) -> str:
+    return name
+
+
+async def test_workers_of_one_process_serve_their_own_queues(url: str) -> None:
+    async with Dayjob(url, worker=False) as app:
+        slow = await app.submit(name_of(name="slow"), queue="slow")
+        fast = await app.submit(name_of(name="fast"))
+        async with app.worker():
+            assert await fast.result(20) == "fast"
+            assert await slow.status() == Status.QUEUED
+            async with app.worker(queues=["slow", "other"]):
+                assert await slow.result(20) == "slow"
+
+
+async def test_a_worker_for_one_run_leaves_the_others(url: str) -> None:
+    async with Dayjob(url, worker=False) as app:
+        other = await app.submit(name_of(name="other"))
+        wanted = await app.submit(name_of(name="wanted"))
+        async with app.worker(only=wanted.id):
+            assert await wanted.result(20) == "wanted"
+            assert await other.status() == Status.QUEUED
+
+
+async def test_two_workers_of_one_store_both_see_what_other_processes_do(url: str) -> None:
+    """Each watches the file for itself: a change that one has seen is not gone for the other."""
+    desk = Desk()
+
+    @job
+    async def listening(run: Run) -> str:
+        heard, _ = await run.gather(lambda r: r.event("go"), lambda r: r.step(desk.enter, "x"))
+        return str(heard)
+
+    slow_heart = {"beat_seconds": 600.0, "lease_seconds": 3600.0}
+    async with Dayjob(url, worker=False) as app, Dayjob(url, worker=False) as outside:
+        async with (
+            app.worker(queues=["a"], **slow_heart),
+            app.worker(queues=["b"], **slow_heart),
+            app.worker(queues=["c"], **slow_heart),
+        ):
+            handles = [await app.submit(listening(), queue=queue) for queue in "abc"]
+            await until(lambda: len(desk.came) == 3)
+            for handle in handles:
+                await until(lambda id=handle.id: _open(outside, id))
+            for handle in handles:
+                await outside.send(handle.id, "go", "gone")
+            for handle in handles:
+                await until(lambda id=handle.id: _not_open(outside, id), 5)
+            desk.gate.set()
+            assert await asyncio.gather(*(handle.result(20) for handle in handles)) == ["gone"] * 3
+
+
+async def _open(app: Dayjob, run: str) -> bool:
+    return any(step.kind == "event" and step.outcome is None for step in await app.steps(run))
+
+
+async def _not_open(app: Dayjob, run: str) -> bool:
+    return not await _open(app, run)
+
+
+async def test_a_long_journal_stays_warm_for_a_while_and_then_leaves(url: str) -> None:
+    @job
+    async def waiting(run: Run) -> str:
+        await run.step(lambda: "so far")
+        return str(await run.ask("go on?"))
+
+    async with Dayjob(url, worker=False) as app:
+        async with app.worker(short_journal=0, warm_seconds=0.2) as worker:
+            warm = await app.submit(waiting())
+            await until(lambda: warm.id in worker.warm)
+            await app.answer(warm.id, "ask", "at once")
+            assert await warm.result(20) == "at once"
+            cooled = await app.submit(waiting())
+            await until(lambda: cooled.id in worker.warm)
+            await until(lambda: cooled.id not in worker.warm)
+            await app.answer(cooled.id, "ask", "later")
+            assert await cooled.result(20) == "later"
+
+
+DEADLY = """
+import asyncio, os, sys
+from dayjob import Dayjob, Run, job
+
+@job
+async def deadly(run: Run) -> None:
+    os._exit(9)
+
+@job
+async def harmless(run: Run) -> str:
+    return "harmless"
+
+async def main(url: str) -> None:
+    async with Dayjob(url, jobs=[deadly, harmless]):
+        await asyncio.sleep(20)
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_a_run_that_kills_every_process_that_takes_it_ends_as_poison(url: str, tmp_path: Path) -> None:
+    import importlib.util
+
+    script = tmp_path / "deadly_work.py"
+    await asyncio.to_thread(script.write_text, DEADLY)
+    spec = importlib.util.spec_from_file_location("deadly_work", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["deadly_work"] = module
+    spec.loader.exec_module(module)
+    async with Dayjob(url, worker=False) as app:
+        handle = await app.submit(module.deadly())
+        for _ in range(3):
+            died = await asyncio.create_subprocess_exec(sys.executable, str(script), url)
+            assert await died.wait() == 9
+        bystander = await app.submit(module.harmless())
+        async with app.worker():
+            with pytest.raises(RunFailed, match="poison: 3 workers died while they held it"):
+                await handle.result(20)
+            assert await bystander.result(20) == "harmless"
+
+
+# --- a store that fails --------------------------------------------------------------------------------
+
+
+class Failing:
+    """A store whose verbs, when told to, fail as those of a broken database do."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.failing: set[str] = set()
+        self.failed: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        verb: Callable[..., Any] = getattr(self.store, name)
+        if name not in self.failing:
+            return verb
+        self.failed.append(name)
+        if name == "beat":
+            raise StoreUnavailable("broken")
+
+        async def fails(*args: Any, **kwargs: Any) -> Any:
+            raise StoreUnavailable("broken")
+
+        return fails
+
+
+@pytest.mark.parametrize("verb", ["claim", "refresh", "park", "unpark", "settle", "sweep", "beat", "recall", "ended"])
+async def test_a_verb_that_fails_for_a_while_loses_nothing_and_is_no_error_of_the_job(url: str, verb: str) -> None:
+    @job
+    async def varied(run: Run) -> list[Any]:
+        said = await run.ask("go on?")
+        remembered = await run.recall("nothing", default="default")
+        slept = await run.gather(lambda r: r.sleep(0.05), lambda r: r.step(lambda: 1))
+        try:
+            async with asyncio.timeout(0.3):
+                await run.event("never")
+        except TimeoutError:
+            return [said, remembered, slept, await run.step(lambda: 2)]
+
+    store = Failing(open_store(url))
+    store.failing.add(verb)
+    async with Dayjob(store, worker=False) as app:
+        async with app.worker(beat_seconds=0.1):
+            handle = await app.submit(varied())
+            waiting = asyncio.create_task(handle.result(30))
+
+            async def go_on() -> None:
+                await until(app.actions)
+                await app.answer(handle.id, "ask", "yes")
+
+            answering = asyncio.create_task(go_on())
+            await until(lambda: store.failed, 25, f"{verb} is called")
+            await turns(200)
+            assert not waiting.done() or verb in ("beat", "sweep", "ended")
+            store.failing.clear()
+            assert await waiting == ["yes", "default", [None, 1], 2]
+            await answering
+    await store.store.close()
+
+
+async def test_subscribers_are_called_on_the_event_loop_even_of_a_failing_store(url: str) -> None:
+    threads: set[int] = set()
+    names: set[str] = set()
+
+    def heard(name: str, fields: dict[str, Any]) -> None:
+        threads.add(threading.get_ident())
+        names.add(name)
+
+    import sqlite3
+
+    async with Dayjob(url) as app:
+        app.subscribe(heard)
+        path = url.removeprefix("sqlite:///")
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(Exception, match="another program holds"):
+            await app.submit(name_of(name="x"))
+        other.execute("ROLLBACK")
+        other.close()
+        await until(lambda: "store.failing" in names)
+    assert threads == {threading.get_ident()}
+
+
+def test_an_app_can_be_used_from_one_loop_after_the_other(url: str) -> None:
+    async def once(name: str) -> str:
+        async with Dayjob(url) as app:
+            return str(await (await app.submit(name_of(name=name))).result(20))
+
+    assert [asyncio.run(once(name)) for name in ("a", "b")] == ["a", "b"]
+
+
+def test_a_process_whose_job_will_not_be_cancelled_can_still_end(url: str, tmp_path: Path) -> None:
+    script = tmp_path / "stubborn.py"
+    script.write_text(
+        "import asyncio, sys\nfrom dayjob import Dayjob, Run, job\n"
+        "@job\nasync def stubborn(run: Run) -> None:\n"
+        "    while True:\n"
+        "        try:\n            await run.sleep(3600)\n        except BaseException:\n            pass\n"
+        "async def main():\n"
+        "    async with Dayjob(sys.argv[1], worker=False) as app:\n"
+        "        async with app.worker(grace_seconds=0.05):\n"
+        "            handle = await app.submit(stubborn())\n"
+        "            while (await handle.status()) != 'waiting':\n                await asyncio.sleep(0.01)\n"
+        "            await handle.cancel()\n"
+        "            try:\n                await handle.result(10)\n"
+        "            except Exception as error:\n                print(type(error).__name__)\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), url], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.stdout, done.returncode, done.stderr) == ("RunCancelled\n", 0, "")
