@@ -415,10 +415,11 @@ class Dayjob:
             elsewhere = [
                 run for run in self._waiting if not any(run in worker.held for worker in self._workers)
             ]
-            for run in await self.store.ended(elsewhere):
-                record = await self.store.get(run)
-                for future in self._waiting.pop(run, ()):
-                    _resolve(future, record)
+            with contextlib.suppress(StoreError):  # it is looked at again
+                for run in await self.store.ended(elsewhere):
+                    record = await self.store.get(run)
+                    for future in self._waiting.pop(run, ()):
+                        _resolve(future, record)
             await asyncio.sleep(POLL_SECONDS)
 
 

@@ -24,7 +24,7 @@ from dayjob.journal import Journal, Scope, error_bytes
 from dayjob.models import Model, open_model
 from dayjob.run import Run, new_run
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
-from dayjob.steps import DUE, never
+from dayjob.steps import DUE, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
 from dayjob.values import Redactor, encode
 
@@ -429,8 +429,10 @@ class Execution:
             await self._park_known.wait()
             if not self.dormant or self.lost:
                 return
-            taken = await self.store.unpark(
-                self.record.home, self.record.id, self.journal.epoch, self.services.worker
+            taken = await patiently(
+                lambda: self.store.unpark(
+                    self.record.home, self.record.id, self.journal.epoch, self.services.worker
+                )
             )
             if taken:
                 self.record.status = Status.IN_PROGRESS

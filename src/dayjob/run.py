@@ -21,7 +21,7 @@ from dayjob.replies import ModelCall, Reply
 from dayjob.retry import MODEL_RETRY, NO_RETRY, RetryPolicy
 from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord, new_id
 from dayjob.shapes import shape_of
-from dayjob.steps import MISSING, Keeper, Steps, never
+from dayjob.steps import MISSING, Keeper, Steps, never, patiently
 from dayjob.values import digest, schema_of
 
 PROGRESS_SECONDS = 0.25
@@ -250,7 +250,7 @@ class Run(Steps):
         """The value remembered under a name, as it was when this step first ran."""
 
         async def read() -> Any:
-            data = await self.journal.store.recall(self.keeper.record.project, name)
+            data = await patiently(lambda: self.journal.store.recall(self.keeper.record.project, name))
             return default if data is None else orjson.loads(data)
 
         return await self.value("recall", read, {"name": name})
@@ -390,11 +390,12 @@ class RunThread:
         store = self._run.journal.store
 
         async def count() -> int:
-            found = await store.thread_messages(self.id)
+            found = await patiently(lambda: store.thread_messages(self.id))
             return found[-1][0] if found else 0
 
         up_to = await self._run.value("messages", count)
-        return [orjson.loads(message) for _, _, message in await store.thread_messages(self.id, up_to)]
+        found = await patiently(lambda: store.thread_messages(self.id, up_to))
+        return [orjson.loads(message) for _, _, message in found]
 
     async def append(self, message: Message | str) -> None:
         """Adds a message; a text is one of the assistant's."""

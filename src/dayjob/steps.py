@@ -6,11 +6,11 @@ import asyncio
 import inspect
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import orjson
 
-from dayjob.errors import DayjobError, InputError, StepError
+from dayjob.errors import DayjobError, InputError, StepError, StoreError
 from dayjob.events import Events
 from dayjob.jobs import Request
 from dayjob.journal import Journal, Scope, error_bytes, stored_error
@@ -18,6 +18,9 @@ from dayjob.models import Model
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
 from dayjob.values import canonical, decode, digest, encode
 
+T = TypeVar("T")
+
+RETRY_SECONDS = 0.2
 MISSING: Any = object()
 CHANGED = "#changed"
 """The name of the action that asks what to do about changed code; no step's own name can hold a "#"."""
@@ -58,8 +61,25 @@ class Keeper(Protocol):
 
 async def never() -> NoReturn:
     """Does not return: what a call on a closed scope does, since an error could be caught and tried again."""
-    await asyncio.get_running_loop().create_future()
+    try:
+        await asyncio.get_running_loop().create_future()
+    except RuntimeError:  # the interpreter ends, and closes what was left behind: an error would let that spin
+        await _Nothing()
     raise AssertionError
+
+
+class _Nothing:
+    def __await__(self) -> Any:
+        yield
+
+
+async def patiently(read: Callable[[], Awaitable[T]]) -> T:
+    """What a read of the store gives, tried until it can: a job never sees a storage error."""
+    while True:
+        try:
+            return await read()
+        except StoreError:
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 class Steps:
