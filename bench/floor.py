@@ -16,7 +16,9 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
-    connection.execute("CREATE TABLE IF NOT EXISTS steps (run TEXT, seq INTEGER, value TEXT, PRIMARY KEY (run, seq))")
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS steps (run TEXT, seq INTEGER, value TEXT, PRIMARY KEY (run, seq))"
+    )
     return connection
 
 

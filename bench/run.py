@@ -100,7 +100,9 @@ async def latency(folder: Path, rounds: int) -> list[str]:
             await (await app.submit(sequential(count=500))).result(120)
     raw.close()
     step, commit = statistics.median(steps) * 1e3, statistics.median(commits) * 1e3
-    return [f"500 sequential steps: {step:.3f} ms a step; raw commit {commit:.3f} ms; {step / commit:.2f} x   [bar 2.0 x]"]
+    return [
+        f"500 sequential steps: {step:.3f} ms a step; raw commit {commit:.3f} ms; {step / commit:.2f} x   [bar 2.0 x]"
+    ]
 
 
 # --- one run of 200 turns --------------------------------------------------------------------------
@@ -194,7 +196,9 @@ async def _park(app: Dayjob, count: int) -> None:
         await asyncio.gather(*(app.submit(asks(number=start + n)) for n in range(wanted)))
     while True:
         connection = sqlite3.connect(app.store.path)
-        waiting = connection.execute("SELECT count(*) FROM runs WHERE status IN ('queued', 'in_progress')").fetchone()[0]
+        waiting = connection.execute(
+            "SELECT count(*) FROM runs WHERE status IN ('queued', 'in_progress')"
+        ).fetchone()[0]
         connection.close()
         if not waiting and not app._workers[0].held:
             return
@@ -203,7 +207,7 @@ async def _park(app: Dayjob, count: int) -> None:
 
 async def _answer_some(app: Dayjob, how: str, bar: float) -> str:
     times = []
-    for record in (await app.runs(status="requires_action", limit=200)):
+    for record in await app.runs(status="requires_action", limit=200):
         began = time.perf_counter()
         await app.answer(record.id, "ask", "yes")
         while record.id not in CONTINUED:
@@ -275,7 +279,10 @@ def recovery(folder: Path) -> list[str]:
     first.send_signal(signal.SIGKILL)
     first.wait()
     connection = sqlite3.connect(store)
-    done = {int(row[0].strip('[]')) for row in connection.execute("SELECT CAST(input AS TEXT) FROM steps WHERE outcome = 'value'")}
+    done = {
+        int(row[0].strip("[]"))
+        for row in connection.execute("SELECT CAST(input AS TEXT) FROM steps WHERE outcome = 'value'")
+    }
     connection.close()
     began = time.perf_counter()
     second = subprocess.Popen([*command, "second"], stdout=subprocess.PIPE, text=True)
@@ -303,7 +310,9 @@ BENCHES: dict[str, Callable[[Path, argparse.Namespace], Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help=f"which: {', '.join(BENCHES)} (default: all)")
     parser.add_argument("--parked", type=int, default=10_000, help="how many runs to park")
     parser.add_argument("--rounds", type=int, default=5)

@@ -390,7 +390,13 @@ class Dayjob:
         """Waits until a run is over, here or in another process. Raises TimeoutError."""
         async with asyncio.timeout(timeout):
             while True:
-                record = self._recent.get(run_id) or await self._next_end(run_id)
+                if run_id in self._recent:
+                    record = await self.get(run_id)
+                    if not record.status.is_terminal:  # another process has resumed it
+                        self._recent.pop(run_id, None)
+                        continue
+                else:
+                    record = await self._next_end(run_id)
                 if not (record.reason or "").startswith("continued as "):
                     return record
                 run_id = (await self.get(run_id)).next_run or run_id

@@ -16,8 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console  # noqa: TID253 - only the command line imports this
-from rich.text import Text  # noqa: TID253
+from rich.console import Console
+from rich.text import Text
 
 from dayjob.app import Dayjob
 from dayjob.errors import DayjobError, InputError

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from dayjob.errors import DayjobError, ModelNotConfigured, StepError, StoreError
@@ -257,7 +258,8 @@ class Execution:
             raise StepError(type(problem).__name__, f"output: {problem}") from None
 
     def _failure(self, error: StepError) -> End:
-        where = f"step {error.step!r}: " if error.step else ""
+        named = error.message.startswith(("step ", "model step "))
+        where = f"step {error.step!r}: " if error.step and not named else ""
         reason = self.services.redact.text(f"{where}{error}")
         return End(Status.FAILED, reason, None, self.services.redact(error_bytes(error)))
 
@@ -319,7 +321,7 @@ class Execution:
             if self.lost:
                 return self._drop(Left.LOST)
         while True:
-            held = await self._guarded(lambda: self.store.settle(*self._identity(), end, self.following))
+            held = await self._guarded(partial(self._settle, end))
             if held is Held.LOST:
                 return self._drop(Left.LOST)
             if held is Held.DONE:
@@ -342,6 +344,9 @@ class Execution:
             reason=end.reason,
         )
         return self._drop(Left.SETTLED)
+
+    async def _settle(self, end: End) -> Held:
+        return await self.store.settle(*self._identity(), end, self.following)
 
     def _identity(self) -> tuple[str, str, int, int]:
         return self.record.home, self.record.id, self.journal.epoch, self.wakes
@@ -640,8 +645,8 @@ class Execution:
         """Gives up tasks that ignore their cancellation: nothing waits for them any more, not even the loop's end."""
         for task in tasks:
             self._tasks.pop(task, None)
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            asyncio._unregister_task(task)
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+            asyncio._unregister_task(task)  # noqa: SLF001
             _abandoned.append(task)
         self.events.emit("run.abandoned", run=self.record.id, tasks=len(tasks))
 

@@ -94,7 +94,7 @@ class Heartbeat:
             self._reported = False
         elif not self._reported:
             self._reported = True
-            frame = sys._current_frames().get(self._loop_thread)
+            frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001
             stack = "".join(traceback.format_stack(frame)[-6:]) if frame else ""
             step = self._worker.step_in(asyncio.current_task(self._loop))
             if step is not None:

@@ -24,7 +24,9 @@ from dayjob.values import canonical, decode, digest
 class Branch:
     """One function of a join, with its scope."""
 
-    __slots__ = ("call", "fingerprint", "index", "key", "label", "outcome", "recorded", "returns", "row", "scope", "started", "task")  # fmt: skip
+    __slots__ = (
+        "call", "fingerprint", "index", "key", "label", "recorded", "returns", "row", "scope", "started", "task",
+    )  # fmt: skip
 
     def __init__(self, index: int, label: str, call: Callable[[Any], Any], item: Any, returns: Any) -> None:
         self.index = index

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from dayjob.errors import InputError, InvalidAnswer, NotJSON, StepError, ValueTooLarge
+from dayjob.errors import DayjobError, InputError, InvalidAnswer, NotJSON, StepError, ValueTooLarge
 from dayjob.journal import error_bytes
 from dayjob.models import Message, Model, ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.prompts import Prompt
@@ -144,10 +144,8 @@ class ModelCall:
     def _model(self, run: Steps) -> tuple[Model | None, StepError | None]:
         try:
             return run.keeper.model_named(self.model), None
-        except (
-            Exception
-        ) as problem:  # none is configured, or its name is wrong: the step's error, not a crash
-            return None, run.step_error(run.scope.current or "", "model", problem)
+        except DayjobError as problem:  # none is configured, or its name is wrong: the step's error
+            return None, StepError(type(problem).__name__, problem.message, step=run.scope.current)
 
     def _prompt(self, run: Steps, model: Model | None, messages: Sequence[Message]) -> Prompt:
         head = {

@@ -63,7 +63,9 @@ async def never() -> NoReturn:
     """Does not return: what a call on a closed scope does, since an error could be caught and tried again."""
     try:
         await asyncio.get_running_loop().create_future()
-    except RuntimeError:  # the interpreter ends, and closes what was left behind: an error would let that spin
+    except (
+        RuntimeError
+    ):  # the interpreter ends, and closes what was left behind: an error would let that spin
         await _Nothing()
     raise AssertionError
 
@@ -194,7 +196,7 @@ class Steps:
             return decode(row.value or b"null", declared)
         if row.outcome == Outcome.ERROR:
             raise stored_error(row.error or b"{}", row.key)
-        await never()  # it was cancelled: it waits to be cancelled again
+        return await never()  # it was cancelled: it waits to be cancelled again
 
     async def body(
         self, call: Callable[[], Any], returns: Any, name: str, timeout: float | None, before: int

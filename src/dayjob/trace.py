@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any
 
 import orjson
-from rich.console import Console, Group, RenderableType  # noqa: TID253 - only the command line imports this
-from rich.live import Live  # noqa: TID253
-from rich.progress_bar import ProgressBar  # noqa: TID253
-from rich.table import Table  # noqa: TID253
-from rich.text import Text  # noqa: TID253
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord
 

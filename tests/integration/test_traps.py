@@ -697,10 +697,15 @@ async def _is_done(app: Dayjob, run: str, key: str) -> bool:
 
 
 async def test_a_run_that_another_process_resumed_and_ended_is_not_answered_from_memory(url: str) -> None:
-    fails: list[Callable[[], str]] = [lambda: 1 / 0, lambda: "mended"]  # type: ignore[list-item,return-value]
+    gate = asyncio.Event()
+    outcomes = ["broken", "first", "second"]
 
-    def attempt() -> str:
-        return fails.pop(0)()
+    async def attempt() -> str:
+        outcome = outcomes.pop(0)
+        if outcome == "broken":
+            raise ValueError(outcome)
+        await gate.wait()
+        return outcome
 
     @job
     async def fragile(run: Run) -> str:
@@ -709,13 +714,16 @@ async def test_a_run_that_another_process_resumed_and_ended_is_not_answered_from
     async with Dayjob(url, worker=False) as here, Dayjob(url, worker=False, jobs=[fragile]) as there:
         async with here.worker():
             handle = await here.submit(fragile())
-            with pytest.raises(RunFailed, match="ZeroDivisionError"):
+            with pytest.raises(RunFailed, match="ValueError: broken"):
                 await handle.result(20)
         async with there.worker():
             await there.resume(handle.id)
-            await until(lambda: _is_over(there, handle.id))
-        assert await handle.result(20) == "mended"
-
-
-async def _is_over(app: Dayjob, run: str) -> bool:
-    return (await app.get(run)).status == Status.COMPLETED
+            result = asyncio.create_task(handle.result(20))
+            await until(lambda: outcomes == ["second"])
+            await turns()
+            assert not result.done()
+            gate.set()
+            assert await result == "first"
+            await there.resume(handle.id, from_step="attempt")
+            assert await there.handle(handle.id).result(20) == "second"
+        assert await handle.result(20) == "second"

@@ -248,8 +248,12 @@ class Failing:
         return fails
 
 
-@pytest.mark.parametrize("verb", ["claim", "refresh", "park", "unpark", "settle", "sweep", "beat", "recall", "ended"])
-async def test_a_verb_that_fails_for_a_while_loses_nothing_and_is_no_error_of_the_job(url: str, verb: str) -> None:
+@pytest.mark.parametrize(
+    "verb", ["claim", "refresh", "park", "unpark", "settle", "sweep", "beat", "recall", "ended"]
+)
+async def test_a_verb_that_fails_for_a_while_loses_nothing_and_is_no_error_of_the_job(
+    url: str, verb: str
+) -> None:
     @job
     async def varied(run: Run) -> list[Any]:
         said = await run.ask("go on?")

@@ -17,9 +17,9 @@ from importlib.metadata import version as version_of_package
 from typing import Annotated, Any
 
 import orjson
-import typer  # noqa: TID253 - nothing imports the command line
-from rich.console import Console  # noqa: TID253
-from rich.text import Text  # noqa: TID253
+import typer
+from rich.console import Console
+from rich.text import Text
 
 from dayjob import doctor as doctors
 from dayjob import trace
@@ -181,6 +181,8 @@ def resume(
             await app.resume(run, changed=changed, from_step=from_step)
         elif changed or from_step:
             raise WrongStatus(f"{run}: is {record.status}; --changed and --from are for a run that is over")
+        else:
+            await app.store.forgive(run)
         return run
 
     leave(work.until_it_stops(begin))

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
-import typer  # noqa: TID253 - only the command line imports this
-from rich.console import Console  # noqa: TID253
-from rich.table import Table  # noqa: TID253
-from rich.text import Text  # noqa: TID253
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from dayjob import trace
 from dayjob.app import Dayjob

@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import orjson
-from rich.console import Console  # noqa: TID253 - only the command line imports this
-from rich.text import Text  # noqa: TID253
+from rich.console import Console
+from rich.text import Text
 
 from dayjob import doctor, trace
 from dayjob.app import Dayjob

@@ -225,7 +225,7 @@ class _Engine:
             generation.end()
         except ValueError as error:  # a schema that it cannot hold an answer to, for one
             generation.put(ModelRefused(f"the local model refused the request: {error}"))
-        except Exception as error:  # noqa: BLE001 - an error lost in a thread is a reply that hangs
+        except Exception as error:
             generation.put(ModelUnavailable(f"the local model failed: {error}"))
 
 

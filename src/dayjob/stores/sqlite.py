@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -108,8 +108,8 @@ UPDATE steps SET outcome = :outcome, seq = :seq, ended = :ended, value = :value,
  WHERE home = :home AND run = :run AND key = :key AND attempt = :attempt
 """
 _SETTLE = f"""
-UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coalesce(:error, error), ended = :now, worker = NULL,
-       due = NULL, pinned = 0, changed = 0, next_run = :next_run,
+UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coalesce(:error, error),
+       ended = :now, worker = NULL, due = NULL, pinned = 0, changed = 0, next_run = :next_run,
        output = coalesce(:output, CASE WHEN :status <> 'completed' THEN (
            SELECT value FROM steps WHERE home = :home AND run = :run AND kind = 'note' AND name = 'partial'
             ORDER BY seq DESC LIMIT 1) END),
@@ -166,7 +166,7 @@ class SQLiteStore:
 
     def _migrate(self, migrations: Sequence[str]) -> None:
         """Brings the schema up to date, in one transaction; refuses what it does not know."""
-        if os.path.isdir(self.path):
+        if Path(self.path).is_dir():
             raise StoreUnavailable(f"{self.path}: is a directory; the store is a file.")
         self._check_foreign(len(migrations))
         connection = self._connect()
@@ -186,7 +186,7 @@ class SQLiteStore:
 
     def _check_foreign(self, known: int) -> None:
         """Looks before touching: not even the journal mode of another program's file may change."""
-        if not os.path.exists(self.path) or os.path.getsize(self.path) == 0:
+        if not Path(self.path).exists() or Path(self.path).stat().st_size == 0:
             return
         try:
             connection = sqlite3.connect(self.path, timeout=LOCKED_SECONDS)
@@ -320,7 +320,8 @@ class SQLiteStore:
             for job, version in worker.jobs.items():
                 connection.execute(
                     "INSERT INTO versions (job, version, n, seen) SELECT ?1, ?2, "
-                    "(SELECT coalesce(max(n), 0) + 1 FROM versions WHERE job = ?1), ?3 WHERE true ON CONFLICT DO NOTHING",
+                    "(SELECT coalesce(max(n), 0) + 1 FROM versions WHERE job = ?1), ?3 WHERE true "
+                    "ON CONFLICT DO NOTHING",
                     (job, version, now),
                 )
             connection.execute("DELETE FROM workers WHERE dead = 1 AND beat < ?", (now - 86_400,))
@@ -378,7 +379,8 @@ class SQLiteStore:
             "SELECT home, id, job, attempts FROM runs "
             f"WHERE {_CLAIMABLE} AND queue IN ({queues}) AND (attempts < 2 OR {wanted.alone:d}) "
             "AND EXISTS (SELECT 1 FROM workers WHERE id = ? AND dead = 0) "
-            f"AND ({' OR '.join(conditions)}) {'AND home = (SELECT home FROM runs WHERE id = ?)' if wanted.only else ''}"
+            f"AND ({' OR '.join(conditions)}) "
+            f"{'AND home = (SELECT home FROM runs WHERE id = ?) ' if wanted.only else ''}"
             "ORDER BY priority DESC, id LIMIT ?"
         )
         values = [
@@ -521,7 +523,8 @@ class SQLiteStore:
             changed = connection.execute(
                 "UPDATE steps SET answer = ?, answered_at = ?, answered_by = ?, answer_reason = ? "
                 "WHERE home = ? AND run = ? AND key = ? AND outcome IS NULL AND answer IS NULL "
-                f"AND EXISTS (SELECT 1 FROM runs WHERE home = steps.home AND id = steps.run AND status NOT IN {_TERMINAL})",
+                "AND EXISTS (SELECT 1 FROM runs WHERE home = steps.home AND id = steps.run "
+                f"AND status NOT IN {_TERMINAL})",
                 (value, self._clock(), by, reason, home, run, key),
             ).rowcount
             if changed:
@@ -594,6 +597,10 @@ class SQLiteStore:
             return await self._writer.run(transaction)
         except sqlite3.IntegrityError:
             raise ThreadBusy(f"{run}: its thread has another active run now") from None
+
+    async def forgive(self, run: str) -> None:
+        """Forgets how many workers died with a run: somebody asked for it to be tried again."""
+        await self._execute("UPDATE runs SET attempts = 0 WHERE id = ?", (run,))
 
     async def sweep(self, max_attempts: int) -> Swept:
         """Repairs what nobody did: dead workers' runs, due timers, delays, parents whose child ended."""
@@ -841,8 +848,8 @@ class SQLiteStore:
         """(n, id, message) in order."""
         return await self._read(
             lambda c: c.execute(
-                "SELECT n, id, message FROM thread_messages WHERE home = ?1 AND thread = ?1 AND (?2 IS NULL OR n <= ?2) "
-                "ORDER BY n",
+                "SELECT n, id, message FROM thread_messages WHERE home = ?1 AND thread = ?1 "
+                "AND (?2 IS NULL OR n <= ?2) ORDER BY n",
                 (thread, up_to),
             ).fetchall()
         )
@@ -891,7 +898,8 @@ class SQLiteStore:
                     started,
                 )
                 for id, host, boot, pid, start, queues, jobs, lease, beat, dead, started in c.execute(
-                    "SELECT id, host, boot, pid, start, queues, jobs, lease, beat, dead, started FROM workers ORDER BY started"
+                    "SELECT id, host, boot, pid, start, queues, jobs, lease, beat, dead, started "
+                    "FROM workers ORDER BY started"
                 )
             ]
         )
@@ -1163,12 +1171,12 @@ def _take_over(connection: sqlite3.Connection, now: float, max_attempts: int) ->
     """Puts the runs of dead workers back into the queue; those that keep killing workers fail."""
     taken_over, poisoned = [], []
     orphans = connection.execute(
-        "SELECT home, id, epoch, wakes, status, reason, "
+        "SELECT home, id, epoch, wakes, status, "
         "(SELECT coalesce(max(seq), 0) FROM steps WHERE run = runs.id) > claimed_seq, attempts FROM runs "
         f"WHERE worker IN (SELECT DISTINCT worker FROM runs WHERE worker IS NOT NULL AND worker NOT IN "
         f"(SELECT id FROM workers WHERE dead = 0)) AND status IN {_HELD}"
     ).fetchall()
-    for home, id, epoch, wakes, status, reason, progressed, attempts in orphans:
+    for home, id, epoch, wakes, status, progressed, attempts in orphans:
         attempts = 0 if progressed else attempts + 1
         if attempts >= max_attempts and status == Status.IN_PROGRESS:
             text = f"poison: {attempts} workers died while they held it, without one finished step between"
@@ -1209,6 +1217,7 @@ def _admit_delayed(connection: sqlite3.Connection, now: float) -> int:
 def _signal_ended_children(connection: sqlite3.Connection) -> int:
     children = connection.execute(
         "SELECT steps.home, steps.child FROM steps JOIN runs ON runs.home = steps.home AND runs.id = steps.child "
-        f"WHERE steps.kind = '{Kind.RUN}' AND steps.outcome IS NULL AND steps.answer IS NULL AND runs.status IN {_TERMINAL}"
+        f"WHERE steps.kind = '{Kind.RUN}' AND steps.outcome IS NULL AND steps.answer IS NULL "
+        f"AND runs.status IN {_TERMINAL}"
     ).fetchall()
     return sum(_signal_parent(connection, home, child) for home, child in children)

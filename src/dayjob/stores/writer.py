@@ -37,7 +37,7 @@ _HELD = "('in_progress', 'cancelling', 'unwinding')"
 
 
 def _insert_step(columns: tuple[str, ...]) -> str:
-    """A fenced insert. A row that is there with the same nonce was flushed before a lost reply: it counts as written."""
+    """A fenced insert. A row with the same nonce was flushed before a lost reply: it counts as written."""
     marks = {name: f"?{number}" for number, name in enumerate(columns, 1)}
     return (
         f"INSERT INTO steps ({', '.join(columns)}) SELECT {', '.join(marks.values())} FROM runs "
@@ -281,7 +281,7 @@ class Writer:
                 raise
             connection.execute("ROLLBACK TO verb")
             return (_fail, verb.future, problem)
-        except Exception as problem:  # noqa: BLE001 - a refusal or a bug of the verb is its caller's, not the batch's
+        except Exception as problem:
             connection.execute("ROLLBACK TO verb")
             return (_fail, verb.future, problem)
         finally:
