@@ -161,7 +161,10 @@ class Execution:
 
     async def hand_back(self) -> None:
         """Gives the run back to the queue, as it is: the worker stops."""
-        if self.dormant or self.lost or self.end is not None:
+        if self.lost or self.end is not None:
+            return
+        if self.dormant:
+            self.evict()
             return
         self._close_all()
         self.lost = True

@@ -40,7 +40,7 @@ class World:
         self.name = f"program{next(_jobs)}"
         self.executed: list[str] = []
         self.before_death: Counter[str] = Counter()
-        self.sent: set[str] = set()
+        self.sent: set[tuple[str, str]] = set()
         self.jobs = self._jobs_of(program, "v1")
         self.then = self._jobs_of(then, "v2") if then is not None else []
         self.model = Scripted(self._reply, keep_requests=False)
@@ -112,8 +112,8 @@ class World:
             for step in await app.store.open_steps(id, [Kind.ASK, Kind.EVENT]):
                 if "never" in step.name:
                     continue
-                if step.kind == Kind.EVENT and step.name not in self.sent:
-                    self.sent.add(step.name)
+                if step.kind == Kind.EVENT and (id, step.name) not in self.sent:
+                    self.sent.add((id, step.name))
                     await app.send(id, step.name, f"{step.name} sent")
                     acted = True
                 elif step.kind == Kind.ASK:
@@ -317,23 +317,29 @@ def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     several = st.lists(st.lists(inner, max_size=2), min_size=1, max_size=3)
     short = st.lists(inner, max_size=3)
     quick = st.lists(st.sampled_from(QUICK), max_size=2)
+    failing = quick.map(lambda ops: [*ops, RAISE])
     never = st.tuples(quick, st.sampled_from(NEVER)).map(lambda pair: [*pair[0], pair[1]])
+    nevers = st.lists(never, min_size=1, max_size=2)
+
+    def op(kind: str, *parts: Any) -> st.SearchStrategy[Any]:
+        return st.tuples(st.just(kind), st.just(""), *parts)
+
     return st.one_of(
-        st.tuples(st.just("scope"), st.just(""), short),
-        st.tuples(st.just("gather"), st.just(""), several),
-        st.tuples(st.just("map"), st.just(""), several, st.booleans(), st.sampled_from([None, 1, 2])),
-        st.tuples(st.just("race"), st.just(""), short, st.lists(never, max_size=2)),
-        st.tuples(st.just("race"), st.just(""), short, st.just([[RAISE]])),
-        st.tuples(st.just("all_fail"), st.just(""), st.lists(quick.map(lambda ops: [*ops, RAISE]), min_size=1, max_size=3)),
-        st.tuples(st.just("catch"), st.just(""), short.map(lambda ops: [*ops, RAISE])),
-        st.tuples(st.just("catch"), st.just(""), _cut_off(never, quick)),
-        st.tuples(st.just("in_time"), st.just(""), short),
-        st.tuples(st.just("too_late"), st.just(""), never),
-        st.tuples(st.just("too_late"), st.just(""), st.lists(never, min_size=1, max_size=2).map(lambda parts: [("gather", "", parts)])),
-        st.tuples(st.just("too_late"), st.just(""), never.map(lambda ops: [("scope", "", ops)])),
-        st.tuples(st.just("child"), st.just(""), short),
-        st.tuples(st.just("child"), st.just(""), quick.map(lambda ops: [*ops, RAISE])),
-    )  # fmt: skip
+        op("scope", short),
+        op("gather", several),
+        op("map", several, st.booleans(), st.sampled_from([None, 1, 2])),
+        op("race", short, st.lists(never, max_size=2)),
+        op("race", short, st.just([[RAISE]])),
+        op("all_fail", st.lists(failing, min_size=1, max_size=3)),
+        op("catch", short.map(lambda ops: [*ops, RAISE])),
+        op("catch", _cut_off(never, quick)),
+        op("in_time", short),
+        op("too_late", never),
+        op("too_late", nevers.map(lambda parts: [("gather", "", parts)])),
+        op("too_late", never.map(lambda ops: [("scope", "", ops)])),
+        op("child", short),
+        op("child", failing),
+    )
 
 
 def _cut_off(never: st.SearchStrategy[Any], quick: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dayjob.testing import CrashLab, Death, Ended, Moment
-from tests.property.programs import (
-    Op, SIMPLE, World, labelled, parts_of, played, programs, settled, walk,
-)  # fmt: skip
+from tests.property.programs import SIMPLE, Op, World, labelled, parts_of, played, programs, settled, walk
 
 SIDE_BY_SIDE = 4
 Program = tuple[Op, ...]
