@@ -45,15 +45,16 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 def variables_read() -> Iterator[str]:
     """The environment variables that the code reads by name, directly or as the default of an option."""
-    for file in SOURCES:
-        tree = ast.parse(file.read_text())
-        constants = {
-            target.id: node.value.value
-            for node in tree.body
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-            for target in node.targets
-            if isinstance(target, ast.Name)
-        }
+    trees = [ast.parse(file.read_text()) for file in SOURCES]
+    constants = {
+        target.id: node.value.value
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for tree in trees:
         for node in ast.walk(tree):
             if (
                 isinstance(node, ast.keyword)

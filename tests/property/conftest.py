@@ -15,7 +15,7 @@ _everywhere = {
     "suppress_health_check": list(HealthCheck),
     "print_blob": True,
 }
-settings.register_profile("ci", derandomize=True, max_examples=25, **_everywhere)
+settings.register_profile("ci", derandomize=True, max_examples=60, **_everywhere)
 settings.register_profile("long", max_examples=1_000, **_everywhere)
 settings.load_profile(os.environ.get("DAYJOB_SEARCH", "ci"))
 

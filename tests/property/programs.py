@@ -26,6 +26,7 @@ from dayjob.testing import CrashLab, Death, Ended
 Op = tuple[Any, ...]
 SOON = 0.002
 LATE = 10_000.0
+LARGEST = 15
 _jobs = itertools.count(1)
 
 
@@ -209,7 +210,7 @@ class Player:
     async def _too_late(self, run: Run, label: str, program: Sequence[Op]) -> Any:
         """The program ends in something that never comes."""
         try:
-            async with asyncio.timeout(0.03):
+            async with asyncio.timeout(0.02):
                 return await self.play(run, program)
         except TimeoutError:
             return "timed out"
@@ -350,8 +351,12 @@ def _cut_off(never: st.SearchStrategy[Any], quick: st.SearchStrategy[Any]) -> st
     )
 
 
-operations = st.recursive(st.sampled_from(SIMPLE), _nested, max_leaves=6)
-programs = st.lists(operations, min_size=1, max_size=5).map(lambda ops: labelled(ops, itertools.count(1)))
+operations = st.recursive(st.sampled_from(SIMPLE), _nested, max_leaves=4)
+programs = (
+    st.lists(operations, min_size=1, max_size=4)
+    .map(lambda ops: labelled(ops, itertools.count(1)))
+    .filter(lambda program: len(list(walk(program))) <= LARGEST)
+)
 
 
 # --- what the journal holds ---------------------------------------------------------------------------
