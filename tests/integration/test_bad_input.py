@@ -212,7 +212,7 @@ class Opaque:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({1, 2}, "step 'make': NotJSON: step 'make': set is no JSON"),
+        ({1, 2}, "NotJSON: step 'make': set is no JSON"),
         ({"a": [Opaque()]}, "Opaque at a[0] is no JSON"),
         (float("nan"), "nan is no JSON"),
         (2**80, "an int of more than 64 bits cannot be stored"),
@@ -233,7 +233,7 @@ async def test_a_step_result_that_cannot_be_stored_fails_the_run_naming_step_and
 
     reason = await failure_of(url, making)
     assert message in reason
-    assert reason.startswith("step 'make'")
+    assert "step 'make'" in reason
 
 
 @pytest.mark.parametrize(

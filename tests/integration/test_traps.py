@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dayjob import Dayjob, Run, RunCancelled, RunFailed, Status, job
 from dayjob.errors import StoreUnavailable, UnknownAction
 from dayjob.execution import Execution
 from dayjob.jobs import Job
+from dayjob.runs import RunRecord
 from dayjob.stores import Beat, Entry, Store, Wanted, open_store
 from dayjob.testing import Clock
 from tests.until import turns, until
@@ -138,11 +139,10 @@ async def test_what_is_sent_quickly_arrives_in_order_and_once(url: str) -> None:
 class StolenAtCommit(Around):
     """Between the check that the run is held and the commit of a row, another process takes the run."""
 
-    stolen: str | None = None
+    stolen: RunRecord | None = None
 
     def put(self, entry: Entry) -> None:
         if self.stolen is None and entry.durable is not None:
-            self.stolen = entry.run
             thief = threading.Thread(target=lambda: asyncio.run(self._steal(entry)))
             thief.start()
             thief.join()
@@ -153,6 +153,10 @@ class StolenAtCommit(Around):
         held = await other.get(entry.run)
         assert held is not None
         assert await other.reclaim(str(held.worker), [(entry.run, entry.epoch)]) == 1
+        await other.register(replace((await other.workers())[0], id="thief"))
+        version = str(held.version)
+        wanted = Wanted("thief", ["default"], {held.job: [version]}, {held.job: version}, 1)
+        ((self.stolen, _),) = await other.claim(wanted)
         await other.close()
 
 
@@ -171,11 +175,16 @@ async def test_a_takeover_between_check_and_commit_leaves_no_row_of_the_old_hold
     async with Dayjob(store) as app:
         heard = Heard(app)
         handle = await app.submit(counting())
+        await until(lambda: heard.of("run.lost"))
+        assert await app.steps(handle.id) == []
+        stolen = store.stolen
+        assert stolen is not None
+        await store.release(stolen.home, stolen.id, stolen.epoch)
         assert await handle.result(20) == [2, 3, 4]  # what the first holder's body gave was never written
         assert calls == [0, 0, 1, 2]
         steps = await app.steps(handle.id)
         assert [(step.key, step.epoch, step.attempt) for step in steps] == [
-            ("count", 3, 1), ("count#2", 3, 1), ("count#3", 3, 1),
+            ("count", 5, 1), ("count#2", 5, 1), ("count#3", 5, 1),
         ]  # fmt: skip
         assert len(heard.of("run.lost")) == 1
     await store.close()
@@ -293,7 +302,7 @@ async def test_a_job_that_swallows_its_cancellation_is_left_behind(url: str) -> 
         while not released.is_set():
             try:
                 await released.wait()
-            except BaseException as problem:  # noqa: BLE001
+            except BaseException as problem:
                 ignored.append(type(problem).__name__)
         await run.step(ignored.append, "a call on a closed handle")
         return "too late"
@@ -326,7 +335,7 @@ async def test_a_job_that_catches_everything_around_our_verbs_does_not_spin(url:
         while True:
             try:
                 await run.sleep(3600)
-            except BaseException as problem:  # noqa: BLE001
+            except BaseException as problem:
                 caught.append(type(problem).__name__)
 
     async with Dayjob(url, worker=False) as app:
@@ -376,8 +385,10 @@ async def test_a_blocked_event_loop_is_reported_with_the_step_that_blocks_it(url
         heard = Heard(app)
         handle = await app.submit(mill())
         assert await handle.result(20) == "ground"
-        (blocked,) = await until(lambda: heard.of("worker.blocked"))
-        assert blocked["step"] == "the mill"
+        # a loaded machine may hold the loop up elsewhere too
+        blocked = await until(
+            lambda: next((b for b in heard.of("worker.blocked") if b["step"] == "the mill"), None)
+        )
         assert blocked["seconds"] >= 1.0
         assert "time.sleep(seconds)" in blocked["stack"]
         assert heard.of("worker.dead") == []  # its heart beats in a thread of its own

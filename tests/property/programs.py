@@ -41,7 +41,7 @@ class World:
         self.name = f"program{next(_jobs)}"
         self.executed: list[str] = []
         self.before_death: Counter[str] = Counter()
-        self.sent: set[tuple[str, str]] = set()
+        self.sent: set[tuple[str, str, int]] = set()
         self.jobs = self._jobs_of(program, "v1")
         self.then = self._jobs_of(then, "v2") if then is not None else []
         self.model = Scripted(self._reply, keep_requests=False)
@@ -113,8 +113,8 @@ class World:
             for step in await app.store.open_steps(id, [Kind.ASK, Kind.EVENT]):
                 if "never" in step.name:
                     continue
-                if step.kind == Kind.EVENT and (id, step.name) not in self.sent:
-                    self.sent.add((id, step.name))
+                if step.kind == Kind.EVENT and (id, step.key, step.attempt) not in self.sent:
+                    self.sent.add((id, step.key, step.attempt))
                     await app.send(id, step.name, f"{step.name} sent")
                     acted = True
                 elif step.kind == Kind.ASK:

@@ -44,10 +44,7 @@ class Edit:
             return (*program[:index], with_part(op, number, inside), *program[index + 1 :])
         how = draw(st.sampled_from(["insert", "remove", "edit"] if program else ["insert"]))
         index = draw(st.integers(0, len(program) - (how != "insert")))
-        never_ends = bool(program) and any(
-            op[0] in ("raise", "block") or "never" in op[1] for op in program[-1:]
-        )
-        if how != "insert" and never_ends and index == len(program) - 1:
+        if how != "insert" and index == len(program) - 1 and _never_ends(program[-1]):
             how = "insert"  # what a race or a timeout needs to end in
         self._keep(program[:index])
         fresh = labelled([draw(st.sampled_from(SIMPLE))], itertools.count(1_000))
@@ -55,6 +52,10 @@ class Edit:
 
     def _keep(self, ops: Any) -> None:
         self.kept |= {op[1] for op in walk(ops)}
+
+
+def _never_ends(op: Op) -> bool:
+    return any(part[0] in ("raise", "block") or "never" in part[1] for part in walk([op]))
 
 
 def with_part(op: Op, number: int, part: Program) -> Op:

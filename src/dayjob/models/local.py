@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 from uuid import uuid4
 
 from dayjob.errors import InputError, ModelError, ModelNotConfigured, ModelRefused, ModelUnavailable
@@ -230,20 +231,17 @@ class _Engine:
 
 
 def _server(path: Path, window: int) -> Any:
-    """llama.cpp with the model loaded. The one place where xllamacpp is imported."""
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise ModelNotConfigured(
-            f"a local model needs llama.cpp ({error}); type: pip install xllamacpp"
-        ) from None
+    """llama.cpp with the model loaded."""
+    xllamacpp = _xllamacpp()
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.verbosity = -1
     params.n_parallel = _slots()
     params.n_ctx = window * _slots()
     params.n_batch = params.n_ubatch = PROMPT_BATCH_TOKENS
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _cores()
+    params.cpuparams_batch.n_threads = _cores()
+    # A core is left over for the event loop; and one thread alone never waits for another.
+    params.cpuparams.n_threads = max(1, _cores() - 1)
     params.warmup = params.fit_params = False
     # Kept prompts beyond those in the slots: by default up to 8 GB of them.
     params.cache_ram_mib = 0
@@ -258,6 +256,25 @@ def _server(path: Path, window: int) -> Any:
             f"{path}: llama.cpp cannot load this model; it may be damaged, of a kind that this "
             "llama.cpp does not know, or too large for the memory"
         ) from None
+
+
+def _xllamacpp() -> ModuleType:
+    """The one place where xllamacpp is imported."""
+    # Its threads meet hundreds of times a token, and by default spin while they wait. When another
+    # program wants the cores too, that is 2 tokens/s instead of 40 (tried). It is read on import.
+    undecided = "OMP_WAIT_POLICY" not in os.environ
+    if undecided:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise ModelNotConfigured(
+            f"a local model needs llama.cpp ({error}); type: pip install xllamacpp"
+        ) from None
+    finally:
+        if undecided:
+            del os.environ["OMP_WAIT_POLICY"]
+    return cast(ModuleType, xllamacpp)
 
 
 def _packaged_model() -> Path:

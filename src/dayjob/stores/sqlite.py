@@ -71,11 +71,12 @@ _STEP = ", ".join(STEP_COLUMNS)
 _BRIEF_STEP = ", ".join(f"steps.{name}" for name in STEP_COLUMNS)
 _HELD = "('in_progress', 'cancelling', 'unwinding')"
 _PARKED = "('requires_action', 'waiting')"
-# A branch that lost its race leaves open rows below it, which nobody waits for any more.
+# A branch that lost its race leaves open rows below it, which nobody waits for any more. Rows of a later
+# claim are others: newer code walks a scope again that was done.
 _NOT_CUT_OFF = """
 AND (instr(steps.key, '/') = 0 OR NOT EXISTS (
     SELECT 1 FROM steps AS above WHERE above.home = steps.home AND above.run = steps.run AND above.kind = 'scope'
-       AND above.outcome IN ('value', 'error', 'cancelled')
+       AND above.outcome IN ('value', 'error', 'cancelled') AND above.epoch >= steps.epoch
        AND substr(steps.key, 1, length(above.key) + 1) = above.key || '/'))
 """
 _TERMINAL = "(" + ", ".join(f"'{status}'" for status in sorted(TERMINAL)) + ")"
