@@ -91,7 +91,7 @@ async def call_scoped(
     row = await run.find(key, name, Kind.SCOPE, fingerprint)
     if row is not None and (run.is_settled(row) or row.outcome == Outcome.CANCELLED):
         return await run.replay(row, shape.returns)
-    inner = Scope(journal, key, scope, source=row.key if row else None)
+    inner = Scope(journal, key, scope, row)
     inner.owner = asyncio.current_task()
     outer = keeper.enter(inner)
     started = journal.clock()

@@ -21,7 +21,7 @@ from dayjob.errors import DayjobError, ModelNotConfigured, StepError, StoreError
 from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.join import Wait
-from dayjob.journal import Journal, Scope, error_bytes
+from dayjob.journal import DEFER_SCOPE, Journal, Scope, error_bytes
 from dayjob.models import Model, open_model
 from dayjob.run import Run, new_run
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
@@ -29,7 +29,6 @@ from dayjob.steps import DUE, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
 from dayjob.values import Redactor, encode
 
-DEFER_SCOPE = "#defer"
 _WAITS = Wait.__await__.__code__
 REPLAY_SECONDS = 30.0
 """How long a job that ends may take to walk its recorded steps, to learn what it deferred."""

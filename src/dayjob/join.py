@@ -76,7 +76,7 @@ class Join:
     async def perform(self) -> Any:
         run = self.run
         recorded = await run.find(self.key, self.name, Kind.JOIN, self._fingerprint())
-        self.place = Scope(run.journal, self.key, run.scope, source=recorded.key if recorded else None)
+        self.place = Scope(run.journal, self.key, run.scope, recorded)
         try:
             if recorded is not None and recorded.outcome == Outcome.CANCELLED:
                 await run.replay(recorded, Any)
@@ -133,7 +133,7 @@ class Join:
             self._start_more()
             run.keeper.uncount(scope)
             await self._until_decided()
-        live = any(branch.scope is not None and branch.scope.live for branch in self.branches)
+        live = self.place.live or any(b.scope is not None and b.scope.live for b in self.branches)
         scope.live = scope.live or live
         if recorded is not None and not live:
             return
@@ -180,12 +180,8 @@ class Join:
             self.waiting, self.rest = self.rest, []
         while self.waiting and len(self.running) < self.limit and self.decision is None:
             branch = self.waiting.pop(0)
-            source = (
-                branch.recorded.key
-                if branch.recorded is not None
-                else f"{self.place.source}/{escape(branch.label)}"
-            )
-            branch.scope = Scope(self.run.journal, branch.key, self.place, source=source)
+            source = None if branch.recorded else f"{self.place.source}/{escape(branch.label)}"
+            branch.scope = Scope(self.run.journal, branch.key, self.place, branch.recorded, source)
             branch.started = self.run.journal.clock()
             self.running.add(branch)
             self.run.keeper.count(branch.scope)
@@ -213,6 +209,7 @@ class Join:
         else:
             if branch.recorded is not None:
                 journal.supersede(self.place, [branch.recorded])
+            scope.live = True
             branch.row = journal.row(
                 self.key, branch.key, branch.label, Kind.SCOPE, Outcome.VALUE if error is None else Outcome.ERROR,
                 branch.started, branch.fingerprint, value=data,

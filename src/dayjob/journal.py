@@ -22,6 +22,8 @@ from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
 from dayjob.stores import Entry, Loaded, Store, Supersede
 from dayjob.values import Redactor
 
+DEFER_SCOPE = "#defer"
+"""Where what was deferred is written: done at the end, whatever path led to it."""
 _ESCAPES = {"%": "%25", "/": "%2F", "#": "%23"}
 _nonces = itertools.count(int.from_bytes(os.urandom(6), "big") << 14)
 
@@ -31,15 +33,24 @@ class Scope:
 
     __slots__ = (
         "children", "closed", "counted", "current", "earlier", "live", "mine", "ordinals", "owner",
-        "parent", "path", "prefix", "prompt", "source", "used",
+        "parent", "path", "prefix", "prompt", "recorded", "source", "used",
     )  # fmt: skip
 
-    def __init__(self, journal: Journal, path: str, parent: Scope | None, source: str | None = None) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        path: str,
+        parent: Scope | None,
+        recorded: StepRecord | None = None,
+        source: str | None = None,
+    ) -> None:
+        """`recorded` is the row that stands for the scope, if it was done before; it may have had another path."""
         self.path = path
+        self.recorded = recorded
         self.prefix = path + "/" if path else ""
         self.parent = parent
         self.ordinals: dict[str, int] = {}
-        self.source = path if source is None else source
+        self.source = source or (recorded.key if recorded is not None else path)
         self.mine, self.earlier = journal.rows_of(path, self.source)
         self.used: set[str] = set()
         self.live = False
@@ -150,17 +161,16 @@ class Journal:
         """The recorded row of a step, or None: it has to be done."""
         scope.used.add(key)
         row = scope.mine.get(key)
-        if row is not None:
-            return row
-        if not scope.earlier:
-            return None
-        match = self._match(scope, key, name, kind, fingerprint, code)
-        if match is not None:
-            scope.used.add(match.key)
-            scope.earlier.remove(match)
-            self._earlier[match.scope].remove(match)
-            self._unvisited.pop((match.key, match.attempt), None)
-        return match
+        if row is None and scope.earlier:
+            row = self._match(scope, key, name, kind, fingerprint, code)
+            if row is not None:
+                scope.used.add(row.key)
+                scope.earlier.remove(row)
+                self._earlier[row.scope].remove(row)
+                self._unvisited.pop((row.key, row.attempt), None)
+        if row is not None and scope.recorded is not None and row.epoch > scope.recorded.epoch:
+            scope.live = True  # the scope ran for real before a crash: what it came to then is out of date
+        return row
 
     def _match(
         self,
@@ -191,7 +201,8 @@ class Journal:
         return [
             row
             for row in self._unvisited.values()
-            if row.scope in places or any(_is_below(row.key, place, scope.used) for place in places)
+            if row.scope != DEFER_SCOPE
+            and (row.scope in places or any(_is_below(row.key, place, scope.used) for place in places))
         ]
 
     def supersede(self, scope: Scope, rows: Sequence[StepRecord]) -> None:

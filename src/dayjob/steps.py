@@ -209,7 +209,8 @@ class Steps:
                 async with asyncio.timeout(timeout):
                     value = await awaited(call())
             if doomed := self.journal.doomed(self.scope):
-                await self.diverge(doomed)
+                recorded = self.scope.recorded
+                await self.diverge(doomed if recorded is None else [recorded, *doomed])
             data = self.encode(f"step {name!r}", value, returns)
             return decode(data, returns), data, None
         except asyncio.CancelledError:

@@ -63,26 +63,22 @@ async def reply_to(model: Local, request: ModelRequest) -> ModelReply:
     return await model.reply(request, lambda _: None)
 
 
-async def test_same_request_gives_the_same_reply_first_later_and_in_company() -> None:
+async def test_same_request_gives_the_same_reply_first_and_later() -> None:
     model = Local()
-    request = ask("Tell me about the moon.", max_tokens=120)
-    questions = ["Write a poem.", "List three fruits.", "The fox jumps over the dog. " * 30]
-    others = [ask(question, max_tokens=30) for question in questions]
+    request = ask("Tell me about the moon.", max_tokens=100)
     first = await reply_to(model, request)
-    for each in others:
-        await reply_to(model, each)
+    for question in ("Write a poem.", "List three fruits.", "The fox jumps over the dog. " * 30):
+        await reply_to(model, ask(question, max_tokens=10))
     later = await reply_to(model, request)
-    replies = await asyncio.gather(*(reply_to(model, each) for each in [*others, request]))
     await model.close()
     assert later.text == first.text
-    assert replies[-1].text == first.text
 
 
 async def test_seed_and_temperature_are_heeded(model: Local) -> None:
     def request(seed: int) -> ModelRequest:
-        return ask("Name a city.", max_tokens=30, options={"temperature": 1.5, "seed": seed})
+        return ask("Name a city.", max_tokens=10, options={"temperature": 1.5, "seed": seed})
 
-    first, same, *others = [(await reply_to(model, request(seed))).text for seed in (1, 1, 2, 3, 4, 5)]
+    first, same, *others = [(await reply_to(model, request(seed))).text for seed in (1, 1, 2, 3)]
     assert first == same
     assert set(others) != {first}
 
@@ -310,8 +306,12 @@ async def main():
         )
         return done.returncode, done.stdout, done.stderr
 
-    def test_says_nothing_of_its_own_on_the_terminal(self) -> None:
-        body = "await model.reply(ask('Hi.', max_tokens=3), lambda _: None)"
+    def test_says_nothing_on_the_terminal_and_leaves_the_environment_alone(self) -> None:
+        body = """
+before = dict(os.environ)
+await model.reply(ask("Hi.", max_tokens=3), lambda _: None)
+assert os.environ == before
+"""
         assert self.run(body) == (0, "", "")
 
     def test_ends_cleanly_with_replies_in_flight(self) -> None:

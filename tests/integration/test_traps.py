@@ -656,6 +656,8 @@ async def test_runs_of_a_killed_process_go_on_at_once_in_another_on_this_host(
     process = subprocess.Popen([sys.executable, str(work_file), url])  # noqa: ASYNC220
     try:
         await until(lambda: ledger.exists() and len(ledger.read_text().splitlines()) == 4, 30)
+        async with Dayjob(url, worker=False) as outside:
+            await until(lambda: _finished(outside, 3))
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -671,6 +673,11 @@ async def test_runs_of_a_killed_process_go_on_at_once_in_another_on_this_host(
         assert await app.handle(runs["1"].id).result(20) == "yes"
     lines = Counter(ledger.read_text().splitlines())
     assert lines == {"first 0": 1, "first 1": 1, "first 2": 1, "hanging": 2}
+
+
+async def _finished(app: Dayjob, count: int) -> bool:
+    steps = [step for run in await app.runs() for step in await app.steps(run.id)]
+    return len([step for step in steps if step.seq is not None]) == count
 
 
 async def _actions(app: Dayjob, count: int) -> list[Any]:

@@ -46,9 +46,10 @@ class Local:
     """A GGUF model in this process; replies at the same time share it, batched together.
 
     `window` is how many tokens a prompt and its answer may have together. The model is loaded on
-    first use. The same request gives the same reply, unless `options` say otherwise: `temperature`,
-    `seed`, `cache_prompt` (true: much faster on a growing conversation, not quite repeatable) and
-    what else llama.cpp's server takes. With tools, the text of an answer comes in one piece.
+    first use. The same request gives the same reply — but for a rounding now and then, when others
+    share its batches — unless `options` say otherwise: `temperature`, `seed`, `cache_prompt` (true:
+    much faster on a growing conversation, less repeatable) and what else llama.cpp's server takes.
+    With tools, the text of an answer comes in one piece.
     """
 
     def __init__(self, path: str | Path | None = None, *, window: int = 4096) -> None:
