@@ -920,9 +920,9 @@ SELECT job, count(*), sum(status NOT IN {_TERMINAL}), sum(status = 'completed'),
 """
 _APPEND = """
 INSERT INTO thread_messages (home, thread, n, id, run, message, created)
-SELECT :home, :thread, coalesce(max(n), 0) + 1, :id, :run, :message, :now
-  FROM thread_messages WHERE home = :home AND thread = :thread
-HAVING NOT EXISTS (SELECT 1 FROM thread_messages WHERE home = :home AND thread = :thread AND id = :id)
+SELECT :home, :thread, (SELECT coalesce(max(n), 0) + 1 FROM thread_messages WHERE home = :home AND thread = :thread),
+       :id, :run, :message, :now
+ WHERE NOT EXISTS (SELECT 1 FROM thread_messages WHERE home = :home AND thread = :thread AND id = :id)
 """
 
 
