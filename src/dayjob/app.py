@@ -33,7 +33,7 @@ from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
 from dayjob.run import new_run
 from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, new_id
-from dayjob.stores import InboxItem, Store, Supersede, open_store
+from dayjob.stores import InboxItem, Store, open_store
 from dayjob.values import Redactor, decode, encode
 from dayjob.worker import Worker
 
@@ -609,7 +609,9 @@ def _fields(row: StepRecord) -> dict[str, Any]:
     return {name: getattr(row, name) for name in StepRecord.__dataclass_fields__}
 
 
-def _superseded_by_resume(record: RunRecord, steps: Sequence[StepRecord], from_step: str | None) -> Supersede:
+def _superseded_by_resume(
+    record: RunRecord, steps: Sequence[StepRecord], from_step: str | None
+) -> list[tuple[str, int]]:
     """The rows that must not be reused when a run goes on."""
     current = [row for row in steps if row.outcome != Outcome.SUPERSEDED]
     if from_step is not None:
@@ -623,7 +625,7 @@ def _superseded_by_resume(record: RunRecord, steps: Sequence[StepRecord], from_s
         doomed = [] if origin is None else _error_chain(current, origin)
         if record.status == Status.EXPIRED:  # asked again, with its time anew
             doomed += [row for row in current if row.kind == Kind.ASK and row.outcome is None and row.due]
-    return Supersede([(row.key, row.attempt) for row in doomed])
+    return [(row.key, row.attempt) for row in doomed]
 
 
 def _error_chain(rows: Sequence[StepRecord], origin: str) -> list[StepRecord]:

@@ -19,7 +19,7 @@ import orjson
 from dayjob.errors import StepError
 from dayjob.prompts import Prompt
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
-from dayjob.stores import Entry, Loaded, Store, Supersede
+from dayjob.stores import Entry, Loaded, Store
 from dayjob.values import Redactor
 
 DEFER_SCOPE = "#defer"
@@ -215,7 +215,7 @@ class Journal:
         scope.earlier = []
         scope.live = True
         if rows:
-            self.put(supersede=Supersede([(row.key, row.attempt) for row in rows]))
+            self.put(supersede=[(row.key, row.attempt) for row in rows])
 
     def old_rows(self) -> list[StepRecord]:
         """Rows of other versions that were not come to."""

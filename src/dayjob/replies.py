@@ -79,6 +79,9 @@ class ModelCall:
         self.messages = messages
         self.model = model
         self.tools = [definition_of(tool) for tool in tools]
+        names = [tool["function"]["name"] for tool in self.tools]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"tools: {twice!r} stands for more than one tool")
         self.returns = returns
         self.schema = None if returns is None else schema_of(returns)
         self.max_tokens = max_tokens

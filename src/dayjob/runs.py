@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Status(StrEnum):
@@ -188,8 +188,7 @@ class RunRecord:
     input: bytes | None = field(default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """Something that a run waits for from outside."""
 
     id: str

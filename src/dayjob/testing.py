@@ -76,8 +76,8 @@ class Death:
 class Ended:
     """How a run ended, and what it went through.
 
-    `error` is the type of the error that ended it. `writes` counts what the first worker wrote, `death`
-    is how that one died, if it did, and `durable` the journal as it left it.
+    `error` is the type of the error that ended it. `writes` counts what the first worker wrote; `death`
+    is the last that befell a worker, if any, and `durable` the journal as it was then.
     """
 
     run: RunRecord
@@ -107,7 +107,7 @@ class MortalStore:
         self.deaf = False
         self.buried = False
         self.store = store
-        self._death = death
+        self.death = death
 
     # --- what a worker writes --------------------------------------------------------------------
 
@@ -165,15 +165,15 @@ class MortalStore:
     def _count(self) -> bool:
         """Counts a write; true if the worker dies of this one."""
         self.writes += 1
-        dies = self._death is not None and self.writes == self._death.write
-        if dies and self._death is not None:
-            self.deaf = self._death.moment != Moment.QUEUED
+        dies = self.death is not None and self.writes == self.death.write
+        if dies and self.death is not None:
+            self.deaf = self.death.moment != Moment.QUEUED
             self.died.set()
         return dies
 
     @property
     def _is_unheard(self) -> bool:
-        return self._death is not None and self._death.moment == Moment.UNHEARD
+        return self.death is not None and self.death.moment == Moment.UNHEARD
 
     def _tell(self, durable: asyncio.Future[None]) -> None:
         if not self.deaf and not durable.done():
@@ -286,7 +286,7 @@ class CrashLab:
         self,
         request: Request,
         *,
-        death: Death | None = None,
+        death: Death | Sequence[Death] = (),
         jobs: Sequence[Job] = (),
         then: Sequence[Job] = (),
         model: str | Model | None = None,
@@ -296,42 +296,49 @@ class CrashLab:
     ) -> Ended:
         """Runs a job to its end. If its worker dies another takes over, with the jobs in `then` if given.
 
-        `jobs` are what it starts as children. Raises TimeoutError, saying where the run stands, if it
-        does not end in time.
+        Several deaths befall one worker after the other. `jobs` are what it starts as children. Raises
+        TimeoutError, saying where the run stands, if it does not end in time.
         """
         trial = _Trial(new_id("queue"), model, outside)
-        jobs = [request.job, *jobs]
+        deaths = [death] if isinstance(death, Death) else list(death)
+        team = [request.job, *jobs]
+        writes, last_death, durable = 0, None, ()
         async with Dayjob(self.store, worker=False, clock=self._clock) as app:
             handle = await app.submit(request, queue=trial.queue, **submit)
-            mortal, worker = await self._hire(trial, jobs, death)
-            died = asyncio.create_task(mortal.died.wait())
-            over = asyncio.create_task(self._until_over(app, handle.id, worker, trial))
-            await asyncio.wait({died, over}, return_when=asyncio.FIRST_COMPLETED)
-            durable: Sequence[StepRecord] = ()
-            writes = mortal.writes
-            if mortal.died.is_set():
-                await _cancelled(over)
+            while True:
+                mortal, worker = await self._hire(trial, team, deaths.pop(0) if deaths else None)
+                record = await self._over_or_dead(app, handle.id, worker, mortal, trial)
+                writes = writes or mortal.writes
+                if record is not None:
+                    break
                 await self._bury(worker, mortal)
                 on_death()
-                durable = await self.store.steps(handle.id)
-                mortal, worker = await self._hire(trial, list(then) or jobs)
-                over = asyncio.create_task(self._until_over(app, handle.id, worker, trial))
-            try:
-                record = await over
-            finally:
-                self._dismiss(worker, mortal)
-            has_died = died.done()
-            await _cancelled(died)
-            return Ended(
-                record,
-                orjson.loads(record.output) if record.output else None,
-                orjson.loads(record.error)["type"] if record.error else None,
-                await self.store.steps(record.id),
-                writes,
-                death if has_died else None,
-                durable,
-                trial.warnings,
-            )
+                last_death, durable = mortal.death, await self.store.steps(handle.id)
+                team = list(then) or team
+        return Ended(
+            record,
+            orjson.loads(record.output) if record.output else None,
+            orjson.loads(record.error)["type"] if record.error else None,
+            await self.store.steps(record.id),
+            writes,
+            last_death,
+            durable,
+            trial.warnings,
+        )
+
+    async def _over_or_dead(
+        self, app: Dayjob, run: str, worker: Worker, mortal: MortalStore, trial: _Trial
+    ) -> RunRecord | None:
+        """The run, when it is over; None when its worker died first."""
+        died = asyncio.create_task(mortal.died.wait())
+        over = asyncio.create_task(self._until_over(app, run, worker, trial))
+        await asyncio.wait({died, over}, return_when=asyncio.FIRST_COMPLETED)
+        if mortal.died.is_set():
+            await _cancelled(over)
+            return None
+        await _cancelled(died)
+        self._dismiss(worker, mortal)
+        return await over
 
     async def _hire(
         self, trial: _Trial, jobs: Sequence[Job], death: Death | None = None

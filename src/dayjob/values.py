@@ -35,7 +35,7 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
     None: (type(None),),
     type(None): (type(None),),
 }
-_SCALARS = (str, int, float, bool, type(None))
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 _ANYTHING = (Any, object, inspect.Parameter.empty)
 _MANY_DIGITS = re.compile(rb"\d{19}")
 
@@ -87,7 +87,7 @@ def encode(value: Any, declared: Any = Any) -> bytes:
 
     Raises NotJSON, saying where and of what type the culprit is, and ValueTooLarge over 8 MB.
     """
-    if declared not in _ANYTHING and _plain(declared) is None and type(value) not in _SCALARS:
+    if not (type(value) in _SCALARS or declared in _ANYTHING or _plain(declared) is not None):
         try:
             data = _adapter(declared).dump_json(value, warnings="error")
         except Exception as problem:
@@ -118,7 +118,7 @@ def within_limit(data: bytes) -> bytes:
 def decode(data: bytes, declared: Any = Any) -> Any:
     """The value of its declared type. Raises InputError, saying what was expected where."""
     value = orjson.loads(data)
-    if declared in _ANYTHING:
+    if type(value) is declared or declared in _ANYTHING:
         return value
     return _typed(value, declared, data)
 

@@ -25,7 +25,6 @@ from dayjob.stores import (
     Held,
     InboxItem,
     Store,
-    Supersede,
     Wanted,
     WorkerRecord,
     open_store,
@@ -341,7 +340,7 @@ async def test_rows_at_an_old_epoch_change_nothing_and_say_so(store: Store) -> N
         {"verdict": (True, 1.0, "good")},
         {"progress": (1, 2)},
         {"messages": [(b"hash", b"{}")]},
-        {"supersede": Supersede([("a", 1)])},
+        {"supersede": [("a", 1)]},
         {"update": True},
         {"child": True},
     ],
@@ -871,7 +870,7 @@ async def test_a_resumed_run_begins_again_without_what_was_superseded(store: Sto
     assert await put(store, run, *rows) == "durable"
     priced = End(Status.FAILED, "broke", None, b"{}")
     assert await settle(store, run, priced) is Held.DONE
-    assert await store.resume(run.id, Supersede([("b", 1)], ["b"]), False)
+    assert await store.resume(run.id, [("b", 1), ("b/inside", 1)], False)
     queued = await store.get(run.id)
     assert queued is not None
     assert (queued.status, queued.reason, queued.error, queued.ended) == (Status.QUEUED, None, None, None)
@@ -886,20 +885,20 @@ async def test_a_resumed_run_begins_again_without_what_was_superseded(store: Sto
 
 async def test_only_a_run_that_is_over_can_be_resumed(store: Store) -> None:
     run = await held_run(store)
-    assert not await store.resume(run.id, Supersede(), False)
+    assert not await store.resume(run.id, [], False)
     assert await settle(store, run) is Held.DONE
-    assert await store.resume(run.id, Supersede(), True)
-    assert not await store.resume(run.id, Supersede(), False)
+    assert await store.resume(run.id, [], True)
+    assert not await store.resume(run.id, [], False)
     assert (await claim_one(store)).changed == 1
 
 
-async def test_superseding_a_scope_leaves_its_neighbours(store: Store) -> None:
+async def test_superseding_a_step_leaves_its_neighbours(store: Store) -> None:
     run = await held_run(store)
     rows = ["a", "a/x", "a/x/y", "a#2", "a#2/x", "a!", "ab/x"]
     assert await put(store, run, *(row(run, key, seq) for seq, key in enumerate(rows, 1))) == "durable"
-    assert await put(store, run, supersede=Supersede([], ["a"])) == "durable"
+    assert await put(store, run, supersede=[("a/x", 1), ("a#2", 1)]) == "durable"
     outcomes = {step.key: step.outcome for step in await store.steps(run.id)}
-    assert [key for key, outcome in outcomes.items() if outcome == Outcome.SUPERSEDED] == ["a/x", "a/x/y"]
+    assert [key for key, outcome in outcomes.items() if outcome == Outcome.SUPERSEDED] == ["a/x", "a#2"]
 
 
 # --- the journal that a claim loads -------------------------------------------------------------------
@@ -1137,7 +1136,7 @@ async def test_parking_draining_and_resuming_reset_the_count(store: Store) -> No
         await die(store, "w1")
         run = await claim_one(store)
     assert await settle(store, run, End(Status.FAILED, "x")) is Held.DONE
-    assert await store.resume(run.id, Supersede(), False)
+    assert await store.resume(run.id, [], False)
     assert (await current(store, run)).attempts == 0
 
 
@@ -1250,7 +1249,7 @@ async def test_a_run_of_a_busy_thread_cannot_be_resumed(store: Store) -> None:
     assert await settle(store, first, End(Status.FAILED, "x")) is Held.DONE
     await submit(store, thread="t1")
     with pytest.raises(ThreadBusy, match=first.id):
-        await store.resume(first.id, Supersede(), False)
+        await store.resume(first.id, [], False)
     assert await status_of(store, first) == Status.FAILED
 
 

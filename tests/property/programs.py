@@ -123,7 +123,7 @@ class World:
         return acted
 
 
-async def played(lab: CrashLab, world: World, death: Death | None = None) -> Ended:
+async def played(lab: CrashLab, world: World, death: Death | tuple[Death, ...] = ()) -> Ended:
     outside = world.outside if world.needs_outside else None
     return await lab.run(
         world.request, jobs=world.jobs[1:], then=world.then, model=world.model, outside=outside, death=death,
@@ -249,9 +249,9 @@ class Player:
         return await run.step(self.world.work, label, values, name=label)
 
     async def _memory(self, run: Run, label: str) -> Any:
-        before = await run.recall(f"{self.world.name} {label}", "nothing")
+        await run.recall(f"{self.world.name} {label}", "nothing")
         await run.remember(f"{self.world.name} {label}", label)
-        return [before, await run.recall(f"{self.world.name} {label}")]
+        return await run.recall(f"{self.world.name} {label}")
 
     async def _note(self, run: Run, label: str) -> Any:
         await run.note(label)

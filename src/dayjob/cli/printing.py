@@ -289,7 +289,7 @@ def _step_fields(step: StepRecord) -> dict[str, Any]:
 
 
 def action_fields(action: Action) -> dict[str, Any]:
-    return {name: getattr(action, name) for name in Action.__dataclass_fields__}
+    return {name: getattr(action, name) for name in Action._fields}
 
 
 def event_fields(data: dict[str, Any]) -> dict[str, Any]:

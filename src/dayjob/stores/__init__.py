@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dayjob.errors import InputError
 from dayjob.runs import RunRecord, Status, StepRecord
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Entry:
     """What one run writes at once: all of it or, when the run was lost, none of it.
 
@@ -35,7 +35,9 @@ class Entry:
     lost: Callable[[], None] | None = None
     messages: Sequence[tuple[bytes, bytes]] = ()
     child: RunRecord | None = None
-    supersede: Supersede | None = None
+    supersede: Sequence[tuple[str, int]] = ()
+    """Steps that no longer count, by (key, attempt)."""
+
     memory: tuple[str, bytes] | None = None
     append: tuple[str, str, bytes] | None = None
     consumed: str | None = None
@@ -45,16 +47,7 @@ class Entry:
     """Set when any field below `update` is used: plain rows, by far the most, are written in bulk."""
 
 
-@dataclass(frozen=True, slots=True)
-class Supersede:
-    """Steps that no longer count: by (key, attempt), and all below the scopes named."""
-
-    steps: Sequence[tuple[str, int]] = ()
-    scopes: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerRecord:
+class WorkerRecord(NamedTuple):
     """A process that claims runs. A process is named by its host, boot, pid and start time."""
 
     id: str
@@ -70,8 +63,7 @@ class WorkerRecord:
     started: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What a worker can take: up to `limit` runs of these queues and jobs.
 
     `versions` are the versions that it may continue, by job, besides runs that never started.
@@ -87,14 +79,13 @@ class Wanted:
     only: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class InboxItem:
+class InboxItem(NamedTuple):
     id: str
     name: str
     value: bytes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Loaded:
     """What the store knows of a held run at one moment: every answer recorded up to `wakes`.
 
@@ -122,8 +113,7 @@ class Held(StrEnum):
     LOST = "lost"  # another worker has it
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """How a run ends: its terminal status, with one reason."""
 
     status: Status
@@ -132,8 +122,7 @@ class End:
     error: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
+class Swept(NamedTuple):
     """What a sweep repaired. `next_due` is when the next timer is due, if any."""
 
     woken: int
@@ -143,8 +132,7 @@ class Swept:
     next_due: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(NamedTuple):
     """The answer to a heartbeat: None held means that the worker was declared dead."""
 
     at: float
@@ -177,7 +165,7 @@ class Store(Protocol):
     ) -> bool: ...
     async def send(self, run: str, item: InboxItem) -> bool: ...
     async def cancel(self, run: str, reason: str) -> Status: ...
-    async def resume(self, run: str, supersede: Supersede, changed: bool) -> bool: ...
+    async def resume(self, run: str, supersede: Sequence[tuple[str, int]], changed: bool) -> bool: ...
     async def forgive(self, run: str) -> None: ...
     async def sweep(self, max_attempts: int) -> Swept: ...
     async def reclaim(self, worker: str, runs: Sequence[tuple[str, int]]) -> int: ...
@@ -220,7 +208,7 @@ def store_exists(url: str) -> bool:
     """Whether a store is there already, without making one. Raises InputError for an unknown kind of URL."""
     if not url.startswith("sqlite://"):
         open_store(url)  # says what is wrong with it
-    from dayjob.stores.sqlite import path_of  # noqa: PLC0415
+    from dayjob.stores.sqlite_file import path_of  # noqa: PLC0415
 
     return Path(path_of(url)).exists()
 

@@ -1,0 +1,170 @@
+"""How runs end, wake and are repaired: functions that work inside a transaction of the store's."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+from dayjob.runs import Kind, RunRecord, Status
+from dayjob.stores import End
+from dayjob.stores.process import is_gone
+from dayjob.stores.sqlite_rows import ENDED, HELD, PARKED, insert_run
+
+_WAKE = f"""
+UPDATE runs SET wakes = wakes + 1, due = CASE WHEN status IN {PARKED} THEN NULL ELSE due END,
+       status = CASE WHEN status IN {PARKED} THEN 'queued' ELSE status END
+ WHERE home = :home AND id = :run AND status NOT IN {ENDED}
+"""
+_SETTLE = f"""
+UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coalesce(:error, error),
+       ended = :now, worker = NULL, due = NULL, pinned = 0, changed = 0, next_run = :next_run,
+       output = coalesce(:output, CASE WHEN :status <> 'completed' THEN (
+           SELECT value FROM steps WHERE home = :home AND run = :run AND kind = 'note' AND name = 'partial'
+            ORDER BY seq DESC LIMIT 1) END),
+       (dollars, input_tokens, output_tokens, steps) = (
+           SELECT CASE WHEN sum(kind = 'model' AND dollars IS NULL AND outcome <> 'cancelled') THEN NULL
+                       ELSE coalesce(sum(dollars), 0) END,
+                  coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), count(*)
+             FROM steps WHERE home = :home AND run = :run)
+ WHERE home = :home AND id = :run AND epoch = :epoch AND wakes = :wakes AND status IN {HELD}
+"""
+
+
+def wake(connection: sqlite3.Connection, home: str, run: str) -> bool:
+    """Has a run look at what happened. False: it has ended."""
+    return bool(connection.execute(_WAKE, {"home": home, "run": run}).rowcount)
+
+
+def settle(
+    connection: sqlite3.Connection,
+    now: float,
+    home: str,
+    run: str,
+    epoch: int,
+    wakes: int,
+    end: End,
+    following: RunRecord | None,
+) -> bool:
+    changed = connection.execute(
+        _SETTLE,
+        {
+            "home": home, "run": run, "epoch": epoch, "wakes": wakes, "now": now, "status": end.status,
+            "reason": end.reason, "output": end.output, "error": end.error,
+            "next_run": following.id if following else None,
+        },
+    ).rowcount  # fmt: skip
+    if not changed:
+        return False
+    parent, parent_key, thread = connection.execute(
+        "SELECT parent, parent_key, thread FROM runs WHERE home = ? AND id = ?", (home, run)
+    ).fetchone()
+    if following is not None:
+        for statement, values in insert_run(following):
+            connection.execute(statement, values)
+        if parent is not None:
+            connection.execute(
+                "UPDATE steps SET child = ? WHERE home = ? AND run = ? AND key = ? AND child = ?",
+                (following.id, home, parent, parent_key, run),
+            )
+    elif parent is not None:
+        signal_parent(connection, home, run)
+    if thread is not None and following is None:
+        connection.execute(
+            "UPDATE runs SET admitted = 1 WHERE home = ?1 AND id = (SELECT id FROM runs WHERE thread = ?2 "
+            "AND admitted = 0 AND status = 'queued' AND due IS NULL ORDER BY id LIMIT 1) "
+            "AND NOT EXISTS (SELECT 1 FROM runs WHERE thread = ?2 AND admitted = 1 "
+            f"AND status NOT IN {ENDED})",
+            (home, thread),
+        )
+    return True
+
+
+def signal_parent(connection: sqlite3.Connection, home: str, child: str) -> bool:
+    """Answers the step that waits for a child, and wakes the parent."""
+    parent, key, status, reason, output, error = connection.execute(
+        "SELECT parent, parent_key, status, reason, output, error FROM runs WHERE home = ? AND id = ?",
+        (home, child),
+    ).fetchone()
+    answer = b'{"status":%s,"reason":%s,"output":%s,"error":%s}' % (
+        json.dumps(status).encode(),
+        json.dumps(reason).encode(),
+        output or b"null",
+        error or b"null",
+    )
+    changed = connection.execute(
+        "UPDATE steps SET answer = ? WHERE home = ? AND run = ? AND key = ? AND child = ? "
+        "AND outcome IS NULL AND answer IS NULL",
+        (answer, home, parent, key, child),
+    ).rowcount
+    if changed:
+        wake(connection, home, parent)
+    return bool(changed)
+
+
+def bury_dead_workers(connection: sqlite3.Connection, now: float) -> list[str]:
+    dead = [
+        id
+        for id, host, boot, pid, start, beat, lease in connection.execute(
+            "SELECT id, host, boot, pid, start, beat, lease FROM workers WHERE dead = 0"
+        ).fetchall()
+        if beat + lease < now or is_gone(host, boot, pid, start)
+    ]
+    connection.executemany("UPDATE workers SET dead = 1 WHERE id = ?", [(id,) for id in dead])
+    return dead
+
+
+def take_over(connection: sqlite3.Connection, now: float, max_attempts: int) -> tuple[list[str], list[str]]:
+    """Puts the runs of dead workers back into the queue; those that keep killing workers fail."""
+    taken_over, poisoned = [], []
+    orphans = connection.execute(
+        "SELECT home, id, epoch, wakes, status, "
+        "(SELECT coalesce(max(seq), 0) FROM steps WHERE run = runs.id AND seq IS NOT NULL) > claimed_seq, "
+        "attempts FROM runs "
+        f"WHERE worker IN (SELECT DISTINCT worker FROM runs WHERE worker IS NOT NULL AND worker NOT IN "
+        f"(SELECT id FROM workers WHERE dead = 0)) AND status IN {HELD}"
+    ).fetchall()
+    for home, id, epoch, wakes, status, progressed, attempts in orphans:
+        attempts = 0 if progressed else attempts + 1
+        if attempts >= max_attempts and status == Status.IN_PROGRESS:
+            text = f"poison: {attempts} workers died while they held it, without one finished step between"
+            error = json.dumps({"type": "Poison", "message": text, "retryable": False}).encode()
+            settle(connection, now, home, id, epoch, wakes, End(Status.FAILED, text, None, error), None)
+            poisoned.append(id)
+            continue
+        connection.execute(
+            "UPDATE runs SET worker = NULL, epoch = epoch + 1, attempts = ?, "
+            "status = CASE status WHEN 'in_progress' THEN 'queued' ELSE status END WHERE home = ? AND id = ?",
+            (attempts, home, id),
+        )
+        taken_over.append(id)
+    return taken_over, poisoned
+
+
+def admit_delayed(connection: sqlite3.Connection, now: float) -> int:
+    admitted = 0
+    for home, id, thread in connection.execute(
+        "SELECT home, id, thread FROM runs WHERE due <= ? AND status = 'queued' AND admitted = 0",
+        (now,),
+    ).fetchall():
+        busy = (
+            thread is not None
+            and connection.execute(
+                f"SELECT 1 FROM runs WHERE thread = ? AND admitted = 1 AND status NOT IN {ENDED}",
+                (thread,),
+            ).fetchone()
+        )
+        connection.execute(
+            "UPDATE runs SET due = NULL, admitted = ? WHERE home = ? AND id = ?",
+            (0 if busy else 1, home, id),
+        )
+        admitted += not busy
+    return admitted
+
+
+def signal_ended_children(connection: sqlite3.Connection) -> int:
+    children = connection.execute(
+        "SELECT steps.home, steps.child FROM steps JOIN runs ON runs.home = steps.home AND runs.id = steps.child "
+        f"WHERE steps.kind = '{Kind.RUN}' AND steps.outcome IS NULL AND steps.answer IS NULL "
+        f"AND runs.status IN {ENDED}"
+    ).fetchall()
+    return sum(signal_parent(connection, home, child) for home, child in children)

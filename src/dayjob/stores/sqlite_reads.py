@@ -1,0 +1,379 @@
+"""The verbs that only read: on threads and connections of their own, which never block on the writer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from dayjob.runs import Kind, RunRecord, Status, StepRecord
+from dayjob.stores import InboxItem, Loaded, WorkerRecord
+from dayjob.stores.sqlite_file import MIGRATIONS, SQLiteFile
+from dayjob.stores.sqlite_rows import ENDED, RUN_FIELDS, STEP_FIELDS, input_of, run_of, step_of
+from dayjob.stores.writer import STEP_COLUMNS, translated
+
+T = TypeVar("T")
+
+_QUALIFIED_STEP_FIELDS = ", ".join(f"steps.{name}" for name in STEP_COLUMNS)
+# A branch that lost its race leaves open rows below it, which nobody waits for any more. Rows of a later
+# claim are others: newer code walks a scope again that was done.
+_NOT_CUT_OFF = """
+AND (instr(steps.key, '/') = 0 OR NOT EXISTS (
+    SELECT 1 FROM steps AS above WHERE above.home = steps.home AND above.run = steps.run AND above.kind = 'scope'
+       AND above.outcome IN ('value', 'error', 'cancelled') AND above.epoch >= steps.epoch
+       AND substr(steps.key, 1, length(above.key) + 1) = above.key || '/'))
+"""
+_SUMMARY_FIELDS = (
+    "job", "runs", "active", "completed", "failed", "cancelled", "expired", "incomplete", "succeeded", "judged",
+    "dollars", "input_tokens", "output_tokens", "seconds",
+)  # fmt: skip
+_SUMMARY = f"""
+SELECT job, count(*), sum(status NOT IN {ENDED}), sum(status = 'completed'), sum(status = 'failed'),
+       sum(status = 'cancelled'), sum(status = 'expired'), sum(status = 'incomplete'),
+       coalesce(sum(success), 0), sum(success IS NOT NULL),
+       CASE WHEN sum(ended IS NOT NULL AND dollars IS NULL) THEN NULL ELSE coalesce(sum(dollars), 0) END,
+       coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), avg(ended - started)
+  FROM runs WHERE project = :project GROUP BY job ORDER BY job
+"""
+
+
+class SQLiteReads:
+    """The half of `SQLiteStore` that reads."""
+
+    def __init__(
+        self,
+        url: str,
+        clock: Callable[[], float] = time.time,
+        migrations: Sequence[str] = MIGRATIONS,
+    ) -> None:
+        self.url = url
+        self._file = SQLiteFile(url)
+        self.path = self._file.path
+        self._clock = clock
+        self._file.migrate(migrations)
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="dayjob-reader")
+        self._local = threading.local()
+        self._reader_connections: list[sqlite3.Connection] = []
+
+    def _close_readers(self) -> None:
+        self._readers.shutdown()
+        for connection in self._reader_connections:
+            connection.close()
+        self._reader_connections.clear()
+
+    async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        def run() -> T:
+            connection = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = self._local.connection = self._file.connect()
+                connection.execute("PRAGMA query_only = 1")
+                self._reader_connections.append(connection)
+            try:
+                return query(connection)
+            except sqlite3.DatabaseError as problem:
+                raise translated(problem, self.path) from None
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+
+    async def adoptable(self, jobs: Mapping[str, str]) -> dict[str, list[str]]:
+        """By job: its current version, and the older ones that no live worker has any more."""
+
+        def query(connection: sqlite3.Connection) -> dict[str, list[str]]:
+            alive = {
+                (job, version)
+                for (data,) in connection.execute(
+                    "SELECT jobs FROM workers WHERE dead = 0 AND beat + lease > ?", (self._clock(),)
+                )
+                for job, version in json.loads(data).items()
+            }
+            found: dict[str, list[str]] = {}
+            for job, current in jobs.items():
+                older = connection.execute(
+                    "SELECT version FROM versions WHERE job = ?1 AND n < "
+                    "(SELECT n FROM versions WHERE job = ?1 AND version = ?2)",
+                    (job, current),
+                )
+                found[job] = [
+                    current,
+                    *(version for (version,) in older if (job, version) not in alive),
+                ]
+            return found
+
+        return await self._read(query)
+
+    async def refresh(self, home: str, run: str, epoch: int, version: str | None = None) -> Loaded | None:
+        """What happened to a held run; with a version, its journal too. None: it is held by another.
+
+        Rows inside a scope that this version finished are left out: nothing will ask for them.
+        """
+
+        def query(connection: sqlite3.Connection) -> Loaded | None:
+            connection.execute("BEGIN")
+            try:
+                loaded = load(connection, home, run, epoch)
+                if loaded is not None and version is not None:
+                    _load_journal(connection, loaded, home, run, version)
+                return loaded
+            finally:
+                connection.execute("COMMIT")
+
+        return await self._read(query)
+
+    async def get(self, run: str) -> RunRecord | None:
+        """A run, with its input."""
+
+        def query(connection: sqlite3.Connection) -> RunRecord | None:
+            row = connection.execute(f"SELECT {RUN_FIELDS} FROM runs WHERE id = ?", (run,)).fetchone()
+            if row is None:
+                return None
+            found = run_of(row)
+            found.input = input_of(connection, found)
+            return found
+
+        return await self._read(query)
+
+    async def runs(
+        self,
+        *,
+        project: str = "default",
+        status: Status | None = None,
+        job: str | None = None,
+        thread: str | None = None,
+        parent: str | None = None,
+        before: str | None = None,
+        limit: int = 50,
+    ) -> list[RunRecord]:
+        """Runs, newest first; `before` is the id after which the next page goes on."""
+        wanted = {"status": status, "job": job, "thread": thread, "parent": parent}
+        filters = {name: value for name, value in wanted.items() if value is not None}
+        clauses = "".join(f" AND {name} = :{name}" for name in filters)
+        if before is not None:
+            clauses += " AND id < :before"
+        values = {**filters, "project": project, "before": before, "limit": limit}
+        statement = (
+            f"SELECT {RUN_FIELDS} FROM runs WHERE project = :project{clauses} ORDER BY id DESC LIMIT :limit"
+        )
+        return await self._read(lambda c: [run_of(row) for row in c.execute(statement, values)])
+
+    async def ended(self, runs: Sequence[str]) -> list[str]:
+        """Those of these runs that are over."""
+        return await self._read(
+            lambda c: [
+                id
+                for (id,) in c.execute(
+                    f"SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?)) AND status IN {ENDED}",
+                    (json.dumps(list(runs)),),
+                )
+            ]
+        )
+
+    async def steps(self, run: str, after: int = 0) -> list[StepRecord]:
+        """The journal of a run in the order of completion, open steps last; `after` skips up to that seq."""
+        return await self._read(
+            lambda c: [
+                step_of(row)
+                for row in c.execute(
+                    f"SELECT {STEP_FIELDS} FROM steps WHERE home = (SELECT home FROM runs WHERE id = :run) "
+                    "AND run = :run AND (seq > :after OR (seq IS NULL AND :after = 0)) "
+                    "ORDER BY seq IS NULL, seq, started",
+                    {"run": run, "after": after},
+                )
+            ]
+        )
+
+    async def open_steps(self, run: str | None, kinds: Sequence[str]) -> list[StepRecord]:
+        """Steps of these kinds that wait, of one run or of all that are not over, oldest first."""
+        marks = ", ".join("?" * len(kinds))
+        return await self._read(
+            lambda c: [
+                step_of(row)
+                for row in c.execute(
+                    f"SELECT {_QUALIFIED_STEP_FIELDS} "
+                    "FROM steps JOIN runs ON runs.home = steps.home AND runs.id = steps.run "
+                    f"WHERE steps.kind IN ({marks}) AND steps.outcome IS NULL AND steps.answer IS NULL {_NOT_CUT_OFF} "
+                    f"AND runs.status NOT IN {ENDED} {'AND steps.run = ?' if run else ''} ORDER BY steps.started",
+                    (*kinds, *([run] if run else [])),
+                )
+            ]
+        )
+
+    async def messages(self, home: str, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
+        def query(connection: sqlite3.Connection) -> dict[bytes, bytes]:
+            found = {}
+            for hash in set(hashes):
+                row = connection.execute(
+                    "SELECT bytes FROM messages WHERE home = ? AND hash = ?", (home, hash)
+                ).fetchone()
+                if row is not None:
+                    found[hash] = row[0]
+            return found
+
+        return await self._read(query)
+
+    async def open_step(self, run: str, key: str) -> StepRecord | None:
+        """A step of a run that is not over which still waits for its answer."""
+
+        def query(connection: sqlite3.Connection) -> StepRecord | None:
+            row = connection.execute(
+                f"SELECT {STEP_FIELDS} FROM steps WHERE home = (SELECT home FROM runs WHERE id = :run "
+                f"AND status NOT IN {ENDED}) AND run = :run AND key = :key AND outcome IS NULL AND answer IS NULL "
+                f"{_NOT_CUT_OFF}",
+                {"run": run, "key": key},
+            ).fetchone()
+            return step_of(row) if row else None
+
+        return await self._read(query)
+
+    async def step(self, run: str, key: str, attempt: int) -> StepRecord | None:
+        def query(connection: sqlite3.Connection) -> StepRecord | None:
+            row = connection.execute(
+                f"SELECT {STEP_FIELDS} FROM steps WHERE home = (SELECT home FROM runs WHERE id = ?1) AND run = ?1 "
+                "AND key = ?2 AND attempt = ?3",
+                (run, key, attempt),
+            ).fetchone()
+            return step_of(row) if row else None
+
+        return await self._read(query)
+
+    async def recall(self, project: str, name: str) -> bytes | None:
+        def query(connection: sqlite3.Connection) -> bytes | None:
+            row = connection.execute(
+                "SELECT value FROM memory WHERE home = ? AND name = ?", (project, name)
+            ).fetchone()
+            return row[0] if row else None
+
+        return await self._read(query)
+
+    async def memories(self, project: str) -> dict[str, bytes]:
+        return await self._read(
+            lambda c: dict(
+                c.execute(
+                    "SELECT name, value FROM memory WHERE home = ? ORDER BY name", (project,)
+                ).fetchall()
+            )
+        )
+
+    async def thread_messages(self, thread: str, up_to: int | None = None) -> list[tuple[int, str, bytes]]:
+        """(n, id, message) in order."""
+        return await self._read(
+            lambda c: c.execute(
+                "SELECT n, id, message FROM thread_messages WHERE home = ?1 AND thread = ?1 "
+                "AND (?2 IS NULL OR n <= ?2) ORDER BY n",
+                (thread, up_to),
+            ).fetchall()
+        )
+
+    async def summary(self, project: str = "default") -> list[dict[str, Any]]:
+        """By job: runs by status, success, dollars, tokens and seconds, over runs that ended."""
+        return await self._read(
+            lambda c: [
+                dict(zip(_SUMMARY_FIELDS, row, strict=True))
+                for row in c.execute(_SUMMARY, {"project": project})
+            ]
+        )
+
+    async def facts(self) -> dict[str, str]:
+        """What is worth knowing of this database, in words."""
+
+        def query(connection: sqlite3.Connection) -> dict[str, str]:
+            def pragma(name: str) -> Any:
+                return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+            megabytes = pragma("page_count") * pragma("page_size") / 1e6
+            return {
+                "SQLite": sqlite3.sqlite_version,
+                "schema": str(pragma("user_version")),
+                "journal": pragma("journal_mode"),
+                "synchronous": ("off", "normal", "full", "extra")[pragma("synchronous")],
+                "size": f"{megabytes:.1f} MB",
+            }
+
+        return await self._read(query)
+
+    async def workers(self) -> list[WorkerRecord]:
+        return await self._read(
+            lambda c: [
+                WorkerRecord(
+                    id,
+                    host,
+                    boot,
+                    pid,
+                    start,
+                    json.loads(queues),
+                    json.loads(jobs),
+                    lease,
+                    beat,
+                    bool(dead),
+                    started,
+                )
+                for id, host, boot, pid, start, queues, jobs, lease, beat, dead, started in c.execute(
+                    "SELECT id, host, boot, pid, start, queues, jobs, lease, beat, dead, started "
+                    "FROM workers ORDER BY started"
+                )
+            ]
+        )
+
+
+def load(connection: sqlite3.Connection, home: str, run: str, epoch: int) -> Loaded | None:
+    """A held run's status and every answer up to its `wakes`, as of this transaction."""
+    row = connection.execute(
+        "SELECT status, outcome, reason, wakes FROM runs WHERE home = ? AND id = ? AND epoch = ?",
+        (home, run, epoch),
+    ).fetchone()
+    if row is None:
+        return None
+    answered = connection.execute(
+        f"SELECT {STEP_FIELDS} FROM steps WHERE home = ? AND run = ? AND outcome IS NULL AND answer IS NOT NULL",
+        (home, run),
+    )
+    inbox = connection.execute(
+        "SELECT id, name, value FROM inbox WHERE home = ? AND run = ? AND taken = 0 ORDER BY id", (home, run)
+    )
+    status, outcome, reason, wakes = row
+    return Loaded(
+        Status(status),
+        outcome,
+        reason,
+        wakes,
+        [step_of(found) for found in answered],
+        [InboxItem(*found) for found in inbox],
+    )
+
+
+def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run: str, version: str) -> None:
+    loaded.steps = [
+        step_of(row)
+        for row in connection.execute(
+            f"SELECT {STEP_FIELDS} FROM steps AS s WHERE home = :home AND run = :run AND outcome IS NOT 'superseded' "
+            "AND NOT EXISTS (SELECT 1 FROM steps AS d WHERE d.home = :home AND d.run = :run AND d.key = s.scope "
+            "AND d.kind = 'scope' AND d.outcome IN ('value', 'error', 'cancelled') AND d.version = :version) "
+            "ORDER BY seq IS NULL, seq, started",
+            {"home": home, "run": run, "version": version},
+        )
+    ]
+    done = {
+        row.key for row in loaded.steps if row.kind == Kind.SCOPE and row.outcome and row.version == version
+    }
+    if done:  # the query looks at the scope itself; here at those further up, across joins
+        loaded.steps = [row for row in loaded.steps if done.isdisjoint(_ancestors(row.key))]
+    for key, attempt, retried in connection.execute(
+        "SELECT key, attempt, json_extract(error, '$.retried') FROM steps "
+        "WHERE home = ? AND run = ? AND outcome = 'superseded' ORDER BY key, attempt",
+        (home, run),
+    ):
+        loaded.attempts[key] = attempt
+        loaded.retried[key] = loaded.retried.get(key, 0) + 1 if retried else 0
+    loaded.last_seq = connection.execute(
+        "SELECT coalesce(max(seq), 0) FROM steps WHERE run = ? AND seq IS NOT NULL", (run,)
+    ).fetchone()[0]
+
+
+def _ancestors(key: str) -> Iterator[str]:
+    while "/" in key:
+        key = key.rpartition("/")[0]
+        yield key

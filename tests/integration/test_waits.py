@@ -1,0 +1,506 @@
+"""What a run waits for: people, events, time, children; how it leaves memory, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from dayjob import Dayjob, InputError, Run, RunCancelled, RunExpired, RunFailed, StepError, job
+from dayjob.errors import ThreadBusy, WrongStatus
+from dayjob.runs import Kind, Outcome, Status
+from dayjob.testing import Clock, CrashLab, Death, Ended, Moment, Scripted
+from dayjob.worker import MAX_ATTEMPTS, Worker
+
+executed: Counter[str] = Counter()
+YEAR = 365 * 86_400.0
+
+
+@pytest.fixture(autouse=True)
+def fresh_ledger() -> None:
+    executed.clear()
+
+
+@pytest.fixture
+async def lab() -> AsyncIterator[CrashLab]:
+    async with CrashLab(patience_seconds=15) as lab:
+        yield lab
+
+
+class Office:
+    """An app with one worker, a clock that is set, and what happened there."""
+
+    def __init__(self, app: Dayjob, worker: Worker, clock: Clock) -> None:
+        self.app = app
+        self.worker = worker
+        self.clock = clock
+        self.happened: list[tuple[str, dict[str, Any]]] = []
+        app.subscribe(lambda name, fields: self.happened.append((name, fields)))
+
+    async def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        await self.app.store.sweep(MAX_ATTEMPTS)
+        self.worker.poke()
+
+    def times(self, name: str, run: str) -> int:
+        return sum(happened == name and fields.get("run") == run for happened, fields in self.happened)
+
+    async def parked(self, run: str) -> Status:
+        async def status() -> Status | None:
+            found = (await self.app.get(run)).status
+            return found if found.is_parked and run not in self.worker.held else None
+
+        return await until(status)
+
+
+@pytest.fixture
+async def office(tmp_path: Any) -> AsyncIterator[Office]:
+    clock = Clock()
+    async with (
+        Dayjob(f"sqlite:///{tmp_path / 'jobs.db'}?synchronous=off", worker=False, clock=clock) as app,
+        app.worker(lease_seconds=10 * YEAR) as worker,
+    ):
+        yield Office(app, worker, clock)
+
+
+async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
+    async with asyncio.timeout(15):
+        while not (found := await condition()):
+            await asyncio.sleep(0.002)
+        return found
+
+
+async def work(name: str) -> str:
+    executed[name] += 1
+    return f"{name} done"
+
+
+async def fail(name: str) -> str:
+    executed[name] += 1
+    raise ValueError(name)
+
+
+async def everywhere(lab: CrashLab, request: Any, **how: Any) -> list[Ended]:
+    crashes = [ended async for ended in lab.at_every_write(request, **how)]
+    assert len(crashes) > 6
+    return crashes
+
+
+async def answers(app: Dayjob, run: str) -> bool:
+    """Answers every question with its own text."""
+    acted = False
+    for id in [run, *(child.id for child in await app.runs(parent=run))]:
+        for action in await app.actions(id):
+            await app.answer(id, action.id, f"{action.question} yes")
+            acted = True
+    return acted
+
+
+# --- people ---------------------------------------------------------------------------------------------
+
+
+@job
+async def asks(run: Run) -> list:
+    await run.step(work, "before")
+    answer = await run.ask("Really?")
+    return [answer, await run.step(work, "after")]
+
+
+async def test_an_answered_question_survives_a_crash_at_any_write(lab: CrashLab) -> None:
+    for crashed in await everywhere(lab, asks(), outside=answers):
+        assert crashed.output == ["Really? yes", "after done"], crashed.death
+
+
+async def test_a_question_past_its_deadline_expires_the_run(office: Office) -> None:
+    @job
+    async def impatient(run: Run) -> str:
+        await run.partial("half")
+        return await run.ask("now?", timeout=60)
+
+    handle = await office.app.submit(impatient())
+    assert await office.parked(handle.id) == Status.REQUIRES_ACTION
+    await office.pass_time(59)
+    assert await office.parked(handle.id) == Status.REQUIRES_ACTION
+    await office.pass_time(2)
+    with pytest.raises(RunExpired, match="no answer to 'ask' in time") as expired:
+        await handle.result(10)
+    assert expired.value.partial == "half"
+
+
+async def test_a_question_past_its_deadline_takes_its_default(office: Office) -> None:
+    @job
+    async def patient(run: Run) -> int:
+        return await run.ask("how many?", returns=int, timeout=60, default=7)
+
+    handle = await office.app.submit(patient())
+    await office.parked(handle.id)
+    with pytest.raises(InputError, match="is not of type 'integer'"):
+        await office.app.answer(handle.id, "ask", "many")
+    await office.pass_time(61)
+    assert await handle.result(10) == 7
+
+
+# --- events ---------------------------------------------------------------------------------------------
+
+
+@job
+async def receives(run: Run) -> list:
+    first = await run.event("order")
+    await run.step(work, first)
+    return [first, await run.event("order"), await run.event("other")]
+
+
+async def test_events_are_received_in_order_each_once_sent_before_and_after_the_wait(office: Office) -> None:
+    handle = await office.app.submit(receives(), delay=5)
+    await office.app.send(handle.id, "order", "one")
+    await office.app.send(handle.id, "order", "two")
+    await office.pass_time(6)
+    await office.parked(handle.id)
+    await office.app.send(handle.id, "other", {"three": 3})
+    assert await handle.result(10) == ["one", "two", {"three": 3}]
+    with pytest.raises(WrongStatus, match="is over"):
+        await office.app.send(handle.id, "order", "late")
+
+
+async def test_events_are_received_once_whatever_dies(lab: CrashLab) -> None:
+    def sends() -> Any:
+        waiting = [("order", "one"), ("order", "two"), ("other", "three")]
+
+        async def outside(app: Dayjob, run: str) -> bool:
+            opened = await app.store.open_steps(run, [Kind.EVENT])
+            if not opened or not waiting:
+                return False
+            await app.send(run, *waiting.pop(0))
+            return True
+
+        return outside
+
+    for write in range(1, 16):
+        for moment in Moment:
+            ended = await lab.run(receives(), death=Death(write, moment), outside=sends())
+            assert ended.output == ["one", "two", "three"], (write, moment)
+
+
+async def test_an_event_that_does_not_come_in_time_is_an_error_that_can_be_caught(office: Office) -> None:
+    @job
+    async def waits(run: Run) -> str:
+        try:
+            return await run.event("order", timeout=30)
+        except StepError as error:
+            return error.type
+
+    handle = await office.app.submit(waits())
+    await office.parked(handle.id)
+    await office.pass_time(31)
+    assert await handle.result(10) == "Timeout"
+
+
+# --- time and memory ------------------------------------------------------------------------------------
+
+
+async def test_a_long_sleep_leaves_memory_and_ends_on_time(office: Office) -> None:
+    left: list[str] = []
+
+    @job
+    async def sleeps(run: Run) -> str:
+        try:
+            await run.sleep(YEAR)
+            return "awake"
+        finally:
+            left.append("memory")
+
+    handle = await office.app.submit(sleeps())
+    assert await office.parked(handle.id) == Status.WAITING
+    await until(lambda: as_async(left))
+    assert handle.id not in office.worker.warm
+    await office.pass_time(YEAR + 1)
+    assert await handle.result(10) == "awake"
+    assert left == ["memory", "memory"]
+
+
+async def as_async(value: Any) -> Any:
+    return value
+
+
+async def test_a_call_on_a_closed_handle_never_returns_and_never_raises(office: Office) -> None:
+    after: list[str] = []
+
+    @job
+    async def clings(run: Run) -> str:
+        while True:
+            try:
+                return await run.ask("well?")
+            except BaseException:  # as a careless job does
+                after.append("caught")
+
+    handle = await office.app.submit(clings())
+    await office.parked(handle.id)
+    await until(lambda: as_async(after))
+    await office.app.answer(handle.id, "ask", "fine")
+    assert await handle.result(10) == "fine"
+    assert after == ["caught"]
+
+
+@pytest.mark.parametrize("holds", ["timeout", "group"])
+async def test_an_open_timeout_or_task_group_keeps_the_run_warm(office: Office, holds: str) -> None:
+    left: list[str] = []
+
+    @job
+    async def warm(run: Run) -> str:
+        try:
+            async with asyncio.timeout(1_000) if holds == "timeout" else asyncio.TaskGroup():
+                return await run.ask("well?")
+        finally:
+            left.append("left")
+
+    handle = await office.app.submit(warm())
+    await office.parked(handle.id)
+    await until(lambda: as_async(handle.id in office.worker.warm))
+    assert not left
+    await office.app.answer(handle.id, "ask", "fine")
+    assert await handle.result(10) == "fine"
+    assert left == ["left"]  # it went on where it was
+
+
+async def test_a_parked_run_whose_own_timer_is_lost_with_its_worker_is_gone_on_with(lab: CrashLab) -> None:
+    """The user's timeout lives in memory only: another worker has to spend it again."""
+
+    @job
+    async def limited(run: Run) -> str:
+        try:
+            async with asyncio.timeout(0.05):
+                return await run.ask("never answered?")
+        except TimeoutError:
+            return await run.step(work, "timed out")
+
+    for crashed in await everywhere(lab, limited()):
+        assert crashed.output == "timed out done", crashed.death
+
+
+# --- children -------------------------------------------------------------------------------------------
+
+
+@job
+async def child_job(run: Run, name: str) -> str:
+    await run.step(work, name)
+    answer = await run.ask(f"{name}?")
+    if name == "bad":
+        await run.step(fail, name)
+    return answer
+
+
+@job
+async def parent_job(run: Run, name: str) -> str:
+    child = await run.start(child_job(name))
+    try:
+        return await child.result()
+    except StepError as error:
+        return f"{error.type} {error.message.partition(': ')[2]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "result"), [("good", "good? yes"), ("bad", "RunFailed step 'fail': ValueError: bad")]
+)
+async def test_a_childs_result_or_failure_reaches_its_parent_whatever_dies(
+    lab: CrashLab, name: str, result: str
+) -> None:
+    async for crashed in lab.at_every_write(parent_job(name), jobs=[child_job], outside=answers):
+        assert crashed.output == result, crashed.death
+        assert len(await lab.store.runs(parent=crashed.run.id)) == 1
+
+
+async def test_cancelling_a_parent_cancels_its_children(office: Office) -> None:
+    await office.worker.add_job(child_job)
+    handle = await office.app.submit(parent_job("good"))
+    (action,) = await until(office.app.actions)
+    await handle.cancel()
+    with pytest.raises(RunCancelled):
+        await handle.result(10)
+    with pytest.raises(RunCancelled):
+        await office.app.handle(action.run).result(10)
+
+
+async def test_a_childs_result_that_was_given_up_can_be_asked_for_again(lab: CrashLab) -> None:
+    @job
+    async def asks_twice(run: Run) -> list:
+        child = await run.start(child_job("good"))
+        try:
+            async with asyncio.timeout(0.02):
+                return [await child.result()]
+        except TimeoutError:
+            await run.step(work, "in between")
+        return ["gave up", await child.result()]
+
+    async def answers_late(app: Dayjob, run: str) -> bool:
+        steps = await app.steps(run)
+        if not any(step.name == "work" and step.outcome for step in steps):
+            return False
+        return await answers(app, run)
+
+    async for crashed in lab.at_every_write(asks_twice(), jobs=[child_job], outside=answers_late):
+        assert crashed.output == ["gave up", "good? yes"], crashed.death
+
+
+async def test_continue_as_goes_on_in_a_fresh_run_that_takes_the_place_of_the_first(lab: CrashLab) -> None:
+    @job
+    async def counts(run: Run, n: int) -> int:
+        await run.step(work, f"n{n}")
+        if n < 3:
+            await run.continue_as(counts(n + 1))
+        return n
+
+    for crashed in await everywhere(lab, counts(1)):
+        assert crashed.output == 3, crashed.death
+        assert len(crashed.steps) == 1
+
+
+async def test_a_parent_waits_for_the_last_of_the_runs_that_its_child_goes_on_as(lab: CrashLab) -> None:
+    @job
+    async def counts(run: Run, n: int) -> int:
+        if n < 3:
+            await run.continue_as(counts(n + 1))
+        return n
+
+    @job
+    async def waits(run: Run) -> int:
+        return await (await run.start(counts(1))).result()
+
+    for crashed in await everywhere(lab, waits(), jobs=[counts]):
+        assert crashed.output == 3, crashed.death
+
+
+# --- the end --------------------------------------------------------------------------------------------
+
+
+@job
+async def defers(run: Run, ending: str) -> str:
+    await run.defer(work, "first")
+    await run.defer(fail, "second")
+    await run.defer(work, "third")
+    if ending == "failed":
+        await run.step(fail, "job")
+    if ending == "cancelled":
+        await run.ask("cancel me")
+    return ending
+
+
+async def cancels(app: Dayjob, run: str) -> bool:
+    if not await app.actions(run):
+        return False
+    await app.cancel(run)
+    return True
+
+
+@pytest.mark.parametrize("ending", ["completed", "failed", "cancelled"])
+async def test_what_was_deferred_is_done_once_last_first_however_the_run_ends(
+    lab: CrashLab, ending: str
+) -> None:
+    calm = await lab.run(defers(ending), outside=cancels)
+    assert calm.status == ending
+    order = [step.input for step in calm.steps if step.scope == "#defer"]
+    assert order == [b'["third"]', b'["second"]', b'["first"]']
+    async for crashed in lab.at_every_write(defers(ending), outside=cancels):
+        assert crashed.status == ending, crashed.death
+        assert [step.input for step in crashed.steps if step.scope == "#defer"] == order, crashed.death
+
+
+async def test_a_deferred_function_that_was_done_is_not_done_again_after_a_crash(lab: CrashLab) -> None:
+
+    calm = await lab.run(defers("failed"))
+    for moment in Moment:
+        for write in range(1, calm.writes + 1):
+            executed.clear()
+            at_death: Counter[str] = Counter()
+            crashed = await lab.run(
+                defers("failed"), death=Death(write, moment), on_death=lambda at=at_death: at.update(executed)
+            )
+            done = {step.input for step in crashed.durable if step.scope == "#defer" and step.outcome}
+            again = executed - at_death
+            for name in ("first", "third"):
+                assert again[name] == (f'["{name}"]'.encode() not in done), (crashed.death, name)
+
+
+async def test_the_partial_output_stays_when_a_run_fails(office: Office) -> None:
+    @job
+    async def half(run: Run) -> None:
+        await run.partial({"done": 1})
+        await run.partial({"done": 2})
+        await run.step(fail, "rest")
+
+    handle = await office.app.submit(half())
+    with pytest.raises(RunFailed, match="ValueError: rest") as failed:
+        await handle.result(10)
+    assert failed.value.partial == {"done": 2}
+
+
+# --- threads --------------------------------------------------------------------------------------------
+
+
+async def test_a_thread_has_one_active_run_and_others_are_refused_or_wait_their_turn(office: Office) -> None:
+    thread = office.app.thread()
+    first = await office.app.submit(asks(), thread=thread)
+    with pytest.raises(ThreadBusy, match=first.id):
+        await office.app.submit(asks(), thread=thread)
+    second = await office.app.submit(asks(), thread=thread, when_busy="enqueue")
+    third = await office.app.submit(asks(), thread=thread, when_busy="enqueue")
+    for handle, later in ((first, (second, third)), (second, (third,)), (third, ())):
+        await office.parked(handle.id)
+        assert [await run.status() for run in later] == [Status.QUEUED] * len(later)
+        await office.app.answer(handle.id, "ask", "yes")
+        assert await handle.result(10) == ["yes", "after done"]
+
+
+async def test_a_runs_messages_are_in_its_thread_once_whatever_dies(lab: CrashLab) -> None:
+    @job
+    async def chats(run: Run) -> list:
+        assert run.thread is not None
+        said = [message["content"] for message in await run.thread.messages()]
+        reply = await run.model("hello")
+        await run.thread.append(reply.text)
+        return [*said, reply.text]
+
+    model = Scripted(lambda request: "hi there")
+    for write in range(1, 8):
+        async with Dayjob(lab.store, worker=False) as app:
+            thread = app.thread()
+            await thread.append("hello")
+
+            crashed = await lab.run(
+                chats(), death=Death(write, Moment.UNHEARD), model=model, thread=thread.id
+            )
+            assert crashed.output == ["hello", "hi there"]
+            assert [message["content"] for message in await thread.messages()] == ["hello", "hi there"]
+
+
+# --- runs that kill ---------------------------------------------------------------------------------------
+
+
+async def test_takeovers_without_progress_are_counted_and_the_third_is_poison(lab: CrashLab) -> None:
+
+    attempts: list[int] = []
+
+    @job
+    async def kills(run: Run) -> str:
+        attempts.append(run.attempt)
+        return await run.step(work, "step")
+
+    poisoned = await lab.run(kills(), death=[Death(2)] * 3)
+    assert poisoned.status == Status.FAILED
+    assert poisoned.error == "Poison"
+    assert "3 workers died" in str(poisoned.run.reason)
+    assert attempts == [1, 2, 3]
+
+
+async def test_progress_resets_the_count_of_takeovers(lab: CrashLab) -> None:
+
+    @job
+    async def slow(run: Run) -> list:
+        return [await run.step(work, f"s{n}") for n in range(6)]
+
+    survived = await lab.run(slow(), death=[Death(2, Moment.UNHEARD)] * 6)
+    assert survived.status == Status.COMPLETED
+    assert sum(executed.values()) == 6
+    assert [step.outcome for step in survived.steps] == [Outcome.VALUE] * 6
