@@ -32,43 +32,49 @@ from dayjob import Dayjob, Run, job
 from dayjob.models.scripted import Scripted
 
 WORDS = [
-    "the",
-    "run",
-    "a",
-    "step",
-    "of",
-    "journal",
-    "worker",
-    "claims",
-    "lease",
-    "resumes",
-    "after",
-    "crash",
-    "and",
-    "no",
-    "finished",
-    "model",
-    "call",
-    "is",
-    "paid",
-    "twice",
-    "because",
-    "each",
-    "answer",
-    "was",
-    "durable",
-    "before",
-    "next",
-    "one",
-    "began",
-    "while",
-    "people",
-    "approve",
-    "refunds",
-    "in",
-    "their",
-    "own",
-    "time",
+    *(
+        "the",
+        "run",
+        "a",
+        "step",
+        "of",
+        "journal",
+        "worker",
+        "claims",
+        "lease",
+        "resumes",
+        "after",
+        "crash",
+        "and",
+    ),
+    *(
+        "no",
+        "finished",
+        "model",
+        "call",
+        "is",
+        "paid",
+        "twice",
+        "because",
+        "each",
+        "answer",
+        "was",
+        "durable",
+    ),
+    *(
+        "before",
+        "next",
+        "one",
+        "began",
+        "while",
+        "people",
+        "approve",
+        "refunds",
+        "in",
+        "their",
+        "own",
+        "time",
+    ),
 ]
 
 
@@ -176,7 +182,8 @@ async def turns(folder: Path, rounds: int) -> list[str]:
 
     early, late = around(15), around(200)
     return [
-        f"200 turns of 2 KB: turns 191-200 {late:.3f} ms, turns 6-15 {early:.3f} ms; {late / early:.2f} x   [bar 1.2 x]",
+        f"200 turns of 2 KB: turns 191-200 {late:.3f} ms, turns 6-15 {early:.3f} ms; {late / early:.2f} x "
+        "  [bar 1.2 x]",
         f"   stored: {sizes[100] / 1e3:,.0f} KB after 100 turns, {sizes[200] / 1e3:,.0f} KB after 200; "
         f"{sizes[200] / sizes[100]:.2f} x   [linear: 2]",
     ]
@@ -213,9 +220,11 @@ async def parked(folder: Path, count: int) -> list[str]:
         (folder / "parked.db").stat()
         held = len(app._workers[0].held) + len(app._workers[0].warm)
         lines.append(
-            f"{count:,} parked runs ({count / seconds:,.0f}/s): memory {before:.0f} MB with 200 parked, {after:.0f} MB with all "
+            f"{count:,} parked runs ({count / seconds:,.0f}/s): memory {before:.0f} MB with 200 parked, "
+            f"{after:.0f} MB with all "
             f"({(after - before) * 1e6 / count:,.0f} bytes a run; {held} in memory); "
-            f"{(folder / 'parked.db').stat().st_size / (count + 200):,.0f} bytes a run in the store, 1,000 of them its own text   [bar: as with none]"
+            f"{(folder / 'parked.db').stat().st_size / (count + 200):,.0f} bytes a run "
+            "in the store, 1,000 of them its own text   [bar: as with none]"
         )
         lines.append(await _answer_some(app, "evicted", 10.0))
     async with Dayjob(f"sqlite:///{folder}/warm.db", jobs=[asks], worker=False) as app:
@@ -249,7 +258,8 @@ async def _answer_some(app: Dayjob, how: str, bar: float) -> str:
             await asyncio.sleep(0)
         times.append((CONTINUED[record.id] - began) * 1e3)
         await app.handle(record.id).result(10)
-    return f"   answer -> continued, {how}: p50 {statistics.median(times):.2f} ms, p95 {sorted(times)[int(len(times) * 0.95)]:.2f} ms   [bar {bar} ms]"
+    tail = sorted(times)[int(len(times) * 0.95)]
+    return f"   answer -> continued, {how}: p50 {statistics.median(times):.2f} ms, p95 {tail:.2f} ms   [bar {bar} ms]"
 
 
 # --- import, recovery ------------------------------------------------------------------------------
@@ -267,7 +277,8 @@ def imports(rounds: int) -> list[str]:
     columns = list(zip(*times, strict=True))
     bare, loop, pydantic, ours = (statistics.median(column) for column in columns)
     return [
-        f"import: {ours - bare:.0f} ms above Python's own {bare:.0f} ms (best {min(columns[3]) - min(columns[0]):.0f} ms); "
+        f"import: {ours - bare:.0f} ms above Python's own {bare:.0f} ms "
+        f"(best {min(columns[3]) - min(columns[0]):.0f} ms); "
         f"asyncio alone {loop - bare:.0f} ms, pydantic alone {pydantic - bare:.0f} ms   [bar 100 ms]"
     ]
 
@@ -296,7 +307,9 @@ async def main():
             print("ready", flush=True)
             await asyncio.sleep(60)
         else:
-            while any(r.status == "in_progress" and r.epoch < 2 or r.status == "queued" for r in await app.runs(limit=100)):
+            def waits(run):
+                return run.status == "queued" or (run.status == "in_progress" and run.epoch < 2)
+            while any(map(waits, await app.runs(limit=100))):
                 await asyncio.sleep(0.005)
             print("resumed", flush=True)
             while any(not r.status.is_terminal for r in await app.runs(limit=100)):
@@ -332,8 +345,10 @@ def recovery(folder: Path) -> list[str]:
     again = [int(number) for pid, number in executions if int(pid) != first.pid and int(number) in done]
     total = {int(number) for _, number in executions}
     return [
-        f"kill -9 with 100 runs in flight: all 100 resumed {resumed:.2f} s after the next worker was started (its start included); "
-        f"{len(done)} steps were durable, {len(again)} of them ran again; {len(total)} of 2,000 distinct bodies ran   [bar: lease 15 s + 1 s; 0]"
+        f"kill -9 with 100 runs in flight: all 100 resumed {resumed:.2f} s after the next worker "
+        "was started (its start included); "
+        f"{len(done)} steps were durable, {len(again)} of them ran again; {len(total)} of 2,000 distinct "
+        "bodies ran   [bar: lease 15 s + 1 s; 0]"
     ]
 
 
