@@ -11,7 +11,6 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ class StolenAtCommit(Around):
         held = await other.get(entry.run)
         assert held is not None
         assert await other.reclaim(str(held.worker), [(entry.run, entry.epoch)]) == 1
-        await other.register(replace((await other.workers())[0], id="thief"))
+        await other.register((await other.workers())[0]._replace(id="thief"))
         version = str(held.version)
         wanted = Wanted("thief", ["default"], {held.job: [version]}, {held.job: version}, 1)
         ((self.stolen, _),) = await other.claim(wanted)
