@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import resource
@@ -196,11 +197,12 @@ async def turns(folder: Path, rounds: int) -> list[str]:
 async def asks(run: Run, number: int) -> str:
     await run.step(produce, number)
     answer: str = await run.ask("Go on?")
-    CONTINUED[run.id] = time.perf_counter()
+    if run.id in CONTINUED:
+        CONTINUED[run.id].set_result(time.perf_counter())
     return answer
 
 
-CONTINUED: dict[str, float] = {}
+CONTINUED: dict[str, asyncio.Future[float]] = {}
 
 
 def memory_mb() -> float:
@@ -217,7 +219,8 @@ async def parked(folder: Path, count: int) -> list[str]:
         await _park(app, count)
         seconds = time.perf_counter() - began
         after = memory_mb()
-        (folder / "parked.db").stat()
+        with contextlib.closing(sqlite3.connect(folder / "parked.db")) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         held = len(app._workers[0].held) + len(app._workers[0].warm)
         lines.append(
             f"{count:,} parked runs ({count / seconds:,.0f}/s): memory {before:.0f} MB with 200 parked, "
@@ -252,11 +255,10 @@ async def _park(app: Dayjob, count: int) -> None:
 async def _answer_some(app: Dayjob, how: str, bar: float) -> str:
     times = []
     for record in await app.runs(status="requires_action", limit=200):
+        continued = CONTINUED[record.id] = asyncio.get_running_loop().create_future()
         began = time.perf_counter()
         await app.answer(record.id, "ask", "yes")
-        while record.id not in CONTINUED:
-            await asyncio.sleep(0)
-        times.append((CONTINUED[record.id] - began) * 1e3)
+        times.append((await continued - began) * 1e3)
         await app.handle(record.id).result(10)
     tail = sorted(times)[int(len(times) * 0.95)]
     return f"   answer -> continued, {how}: p50 {statistics.median(times):.2f} ms, p95 {tail:.2f} ms   [bar {bar} ms]"

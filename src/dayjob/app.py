@@ -598,11 +598,10 @@ def _check(action: Action, value: Any) -> None:
     """Raises InputError if an answer does not fit what was asked for."""
     import jsonschema
 
-    try:
-        jsonschema.validate(value, action.schema or {})
-    except jsonschema.ValidationError as problem:
+    problem = next(jsonschema.Draft202012Validator(action.schema or {}).iter_errors(value), None)
+    if problem is not None:
         place = f"{'.'.join(map(str, problem.path))}: " if problem.path else ""
-        raise InputError(f"answer to {action.id!r}: {place}{problem.message}") from None
+        raise InputError(f"answer to {action.id!r}: {place}{problem.message}")
 
 
 def _fields(row: StepRecord) -> dict[str, Any]:
