@@ -224,8 +224,8 @@ class CrashLab:
     """Runs jobs to their end while their workers die.
 
     `store` is a URL; by default a file in a temporary folder that is not synced to disk, since no crash
-    of the machine is tried here. Each worker opens it for itself, as a process would; what was opened
-    is used again. `settings` go to each `Worker`. Runs may be tried side by side.
+    of the machine is tried here. Each worker opens it for itself, as a process would. `settings` go to
+    each `Worker`. Runs may be tried side by side.
     """
 
     def __init__(
@@ -242,8 +242,6 @@ class CrashLab:
         self._patience_seconds = patience_seconds
         self._settings = settings
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._opened: list[Any] = []
-        self._free: list[Any] = []
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> CrashLab:
@@ -255,14 +253,12 @@ class CrashLab:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*self._leaving)
-        await asyncio.gather(*(store.close() for store in self._opened))
+        await self.store.close()
         if self._folder is not None:
             self._folder.cleanup()
 
     def _open(self) -> Any:
-        store = open_store(str(self._url), clock=self._clock)
-        self._opened.append(store)
-        return store
+        return open_store(str(self._url), clock=self._clock)
 
     async def at_every_write(
         self,
@@ -343,7 +339,7 @@ class CrashLab:
     async def _hire(
         self, trial: _Trial, jobs: Sequence[Job], death: Death | None = None
     ) -> tuple[MortalStore, Worker]:
-        store = MortalStore(self._free.pop() if self._free else self._open(), death)
+        store = MortalStore(self._open(), death)
         settings = {"clock": self._clock, "queues": (trial.queue,), "grace_seconds": 0.5, **self._settings}
         worker = Worker(store, jobs, model=trial.model, events=trial.events, **settings)
         await worker.start()
@@ -364,7 +360,7 @@ class CrashLab:
     def _dismiss(self, worker: Worker, mortal: MortalStore) -> None:
         async def leave() -> None:
             await worker.stop(drain_seconds=0)
-            self._free.append(mortal.store)
+            await mortal.store.close()
 
         task = asyncio.create_task(leave())
         self._leaving.add(task)
