@@ -744,3 +744,21 @@ async def test_a_run_that_another_process_resumed_and_ended_is_not_answered_from
             await there.resume(handle.id, from_step="attempt")
             assert await there.handle(handle.id).result(20) == "second"
         assert await handle.result(20) == "second"
+
+
+async def test_workers_that_come_and_go_leave_no_file_open_in_the_store(url: str) -> None:
+    async with Dayjob(url, worker=False, jobs=[leaf]) as app:
+
+        async def come_and_go() -> int:
+            async with app.worker() as worker:
+                await until(lambda: _has_beaten(app, worker.id))
+            gc.collect()
+            return open_files()
+
+        first = [await come_and_go() for _ in range(3)]
+        later = [await come_and_go() for _ in range(3)]
+    assert max(later) <= max(first)
+
+
+async def _has_beaten(app: Dayjob, worker: str) -> bool:
+    return any(found.id == worker and found.beat > found.started for found in await app.store.workers())

@@ -83,10 +83,7 @@ class SQLiteStore(SQLiteReads):
         """Writes what is queued and closes every connection."""
         self._writer.close()
         self._close_readers()
-        for beater in self._beater_list:
-            beater.connection.close()
-            beater.lock.close()
-        self._beater_list.clear()
+        self._close_beaters(lambda beater: True)
 
     # --- what a held run writes ----------------------------------------------------------------
 
@@ -514,15 +511,25 @@ class SQLiteStore(SQLiteReads):
         """What the calling thread beats with: several workers may share this store."""
         beater: _Beater | None = getattr(self._beaters, "own", None)
         if beater is None:
-            beater = self._beaters.own = _Beater(self._file.connect(), FairLock(self.path))
+            self._close_beaters(lambda beater: not beater.thread.is_alive())
+            beater = self._beaters.own = _Beater(
+                self._file.connect(), FairLock(self.path), threading.current_thread()
+            )
             self._beater_list.append(beater)
         return beater
 
+    def _close_beaters(self, over: Callable[[_Beater], bool]) -> None:
+        for beater in [beater for beater in self._beater_list if over(beater)]:
+            self._beater_list.remove(beater)
+            beater.connection.close()
+            beater.lock.close()
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class _Beater:
     connection: sqlite3.Connection
     lock: FairLock
+    thread: threading.Thread
     data_version: int = -1
 
 
