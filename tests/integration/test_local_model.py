@@ -351,7 +351,9 @@ await heard.wait()
 os.kill(os.getpid(), signal.SIGINT)
 await task
 """
-        code, _, stderr = self.run(body)
+        # a process started in the background of a shell ignores Ctrl-C until it says otherwise
+        listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        code, _, stderr = self.run(body, before=listening)
         assert code == -2
         assert stderr.strip().endswith("KeyboardInterrupt")
 
