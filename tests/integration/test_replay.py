@@ -119,8 +119,8 @@ async def test_a_cancellation_while_a_row_is_being_committed_is_written_over_it(
     @job
     async def cut(run: Run) -> str:
         try:
-            async with asyncio.timeout(0.02):
-                await run.step(block_the_loop, 0.05)
+            async with asyncio.timeout(0.25):
+                await run.step(block_the_loop, 0.3)
         except TimeoutError:
             return await run.step(work, "after the timeout")
         return "in time"
