@@ -23,7 +23,6 @@ from dayjob.errors import (
     RunIncomplete,
     StoreError,
     UnknownAction,
-    UnknownJob,
     UnknownRun,
     WrongStatus,
 )
@@ -556,14 +555,6 @@ class Memory:
         return {
             name: orjson.loads(value) for name, value in (await self._app.store.memories(PROJECT)).items()
         }
-
-
-def job_named(jobs: dict[str, Job], name: str) -> Job:
-    """A job by its name. Raises UnknownJob, saying which there are."""
-    if name not in jobs:
-        known = ", ".join(sorted(jobs)) or "none"
-        raise UnknownJob(f"job {name!r} is not known here; known jobs: {known}")
-    return jobs[name]
 
 
 def _check_text(name: str, text: Any) -> None:
