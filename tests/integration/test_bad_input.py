@@ -17,7 +17,7 @@ import pytest
 from pydantic import BaseModel
 
 from dayjob import Dayjob, InputError, Run, RunFailed, Status, job
-from dayjob.app import job_named
+from dayjob.cli.files import job_named
 from dayjob.errors import (
     ForeignStore,
     StoreError,
@@ -70,8 +70,8 @@ async def greet(run: Run, name: str, times: int = 1) -> str:
 
 
 async def test_an_unknown_job_is_named_with_those_that_are_known() -> None:
-    with pytest.raises(UnknownJob, match="job 'gret' is not known here; known jobs: greet"):
-        job_named({"greet": greet}, "gret")
+    with pytest.raises(UnknownJob, match="jobs.py: has no job 'gret'; it has greet"):
+        job_named({"greet": greet}, "gret", "jobs.py")
 
 
 async def test_a_run_of_a_job_that_no_worker_has_waits_until_one_comes(url: str) -> None:
