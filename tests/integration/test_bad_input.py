@@ -70,7 +70,7 @@ async def greet(run: Run, name: str, times: int = 1) -> str:
 
 
 async def test_an_unknown_job_is_named_with_those_that_are_known() -> None:
-    with pytest.raises(UnknownJob, match="jobs.py: has no job 'gret'; it has greet"):
+    with pytest.raises(UnknownJob, match=r"jobs\.py: has no job 'gret'; it has greet"):
         job_named({"greet": greet}, "gret", "jobs.py")
 
 
