@@ -27,6 +27,7 @@ UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coal
                   coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), count(*)
              FROM steps WHERE home = :home AND run = :run)
  WHERE home = :home AND id = :run AND epoch = :epoch AND wakes = :wakes AND status IN {HELD}
+RETURNING parent, parent_key, thread
 """
 
 
@@ -45,19 +46,17 @@ def settle(
     end: End,
     following: RunRecord | None,
 ) -> bool:
-    changed = connection.execute(
+    settled = connection.execute(
         _SETTLE,
         {
             "home": home, "run": run, "epoch": epoch, "wakes": wakes, "now": now, "status": end.status,
             "reason": end.reason, "output": end.output, "error": end.error,
             "next_run": following.id if following else None,
         },
-    ).rowcount  # fmt: skip
-    if not changed:
+    ).fetchone()  # fmt: skip
+    if settled is None:
         return False
-    parent, parent_key, thread = connection.execute(
-        "SELECT parent, parent_key, thread FROM runs WHERE home = ? AND id = ?", (home, run)
-    ).fetchone()
+    parent, parent_key, thread = settled
     if following is not None:
         for statement, values in insert_run(following):
             connection.execute(statement, values)

@@ -33,7 +33,7 @@ PLAIN_COLUMNS = (
 """All that most steps have; the other columns belong to model calls, waits and children."""
 
 PLAIN_KINDS = frozenset({Kind.CALL, Kind.SCOPE, Kind.JOIN, Kind.VALUE, Kind.NOTE})
-_HELD = "('in_progress', 'cancelling', 'unwinding')"
+HELD = "('in_progress', 'cancelling', 'unwinding')"
 
 
 def _insert_step(columns: tuple[str, ...]) -> str:
@@ -41,7 +41,7 @@ def _insert_step(columns: tuple[str, ...]) -> str:
     marks = {name: f"?{number}" for number, name in enumerate(columns, 1)}
     return (
         f"INSERT INTO steps ({', '.join(columns)}) SELECT {', '.join(marks.values())} FROM runs "
-        f"WHERE home = {marks['home']} AND id = {marks['run']} AND epoch = {marks['epoch']} AND status IN {_HELD} "
+        f"WHERE home = {marks['home']} AND id = {marks['run']} AND epoch = {marks['epoch']} AND status IN {HELD} "
         "ON CONFLICT (home, run, key, attempt) DO UPDATE SET nonce = nonce WHERE nonce = excluded.nonce"
     )
 
@@ -50,7 +50,7 @@ INSERT_STEP = _insert_step(STEP_COLUMNS)
 _INSERT_PLAIN_STEP = _insert_step(PLAIN_COLUMNS)
 step_values: Callable[[StepRecord], tuple[Any, ...]] = attrgetter(*STEP_COLUMNS)
 _plain_values: Callable[[StepRecord], tuple[Any, ...]] = attrgetter(*PLAIN_COLUMNS)
-_FENCE = f"SELECT 1 FROM runs WHERE home = ? AND id = ? AND epoch = ? AND status IN {_HELD}"
+_FENCE = f"SELECT 1 FROM runs WHERE home = ? AND id = ? AND epoch = ? AND status IN {HELD}"
 _ROW_ERRORS = (
     sqlite3.IntegrityError,
     sqlite3.DataError,
