@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from dayjob.errors import NotJSON, StepError, ValueTooLarge
 from dayjob.journal import Scope, error_bytes
@@ -16,18 +16,22 @@ from dayjob.steps import Steps, awaited, cancellings, never
 from dayjob.values import canonical, decode, within_limit
 
 
-async def call(
-    run: Steps,
-    key: str,
-    name: str,
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    shape: Shape,
-    input: bytes,
-    fingerprint: bytes,
-    retry: RetryPolicy,
-    timeout: float | None,
-) -> Any:
+class FunctionCall(NamedTuple):
+    """A call of a function as one step."""
+
+    key: str
+    name: str
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    shape: Shape
+    input: bytes
+    fingerprint: bytes
+    timeout: float | None
+
+
+async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> Any:
+    """Calls the function, again as often as the policy says; every try is a row."""
+    key, name, fn, args, shape, input, fingerprint, timeout = step
     await run.live()
     journal, scope = run.journal, run.scope
     attempt = journal.retries_of(key)
@@ -75,18 +79,9 @@ async def call(
             fn, shape = again.instead, shape_of(again.instead)
 
 
-async def call_scoped(
-    run: Steps,
-    key: str,
-    name: str,
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    shape: Shape,
-    input: bytes,
-    fingerprint: bytes,
-    timeout: float | None,
-) -> Any:
+async def call_scoped(run: Steps, step: FunctionCall) -> Any:
     """Calls a function with a scope of its own; a finished scope of this version is not entered again."""
+    key, name, fn, args, shape, input, fingerprint, timeout = step
     journal, keeper, scope = run.journal, run.keeper, run.scope
     row = await run.find(key, name, Kind.SCOPE, fingerprint)
     if row is not None and (run.is_settled(row) or row.outcome == Outcome.CANCELLED):

@@ -25,7 +25,7 @@ from dayjob.journal import DEFER_SCOPE, Journal, Scope, error_bytes
 from dayjob.models import Model, open_model
 from dayjob.run import Run, new_run
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
-from dayjob.steps import DUE, never, patiently
+from dayjob.steps import DUE, RETRY_SECONDS, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
 from dayjob.values import Redactor, encode
 
@@ -359,7 +359,7 @@ class Execution:
             try:
                 return await verb()
             except StoreError:
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(RETRY_SECONDS)
         return Held.LOST
 
     async def _run_defers(self) -> None:
@@ -463,7 +463,7 @@ class Execution:
         try:
             loaded = await self.store.refresh(self.record.home, self.record.id, self.journal.epoch, None)
         except StoreError:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(RETRY_SECONDS)
             self.poked = True
             return None
         if loaded is None:

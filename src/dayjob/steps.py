@@ -21,6 +21,7 @@ from dayjob.values import canonical, decode, digest, encode
 T = TypeVar("T")
 
 RETRY_SECONDS = 0.2
+"""How soon a failing store is tried again."""
 MISSING: Any = object()
 CHANGED = "#changed"
 """The name of the action that asks what to do about changed code; no step's own name can hold a "#"."""

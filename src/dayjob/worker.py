@@ -17,6 +17,7 @@ from dayjob.heartbeat import BEAT_SECONDS, LEASE_SECONDS, Heartbeat
 from dayjob.jobs import Job
 from dayjob.models import Model
 from dayjob.runs import RunRecord, new_id
+from dayjob.steps import RETRY_SECONDS
 from dayjob.stores import Beat, Loaded, Store, Wanted, WorkerRecord
 from dayjob.stores.process import start_of, this_host
 from dayjob.values import Redactor
@@ -181,7 +182,7 @@ class Worker:
                 claimed = await self.store.claim(wanted)
             except StoreError as problem:
                 self.events.emit("store.failing", error=str(problem))
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(RETRY_SECONDS)
                 self._work.set()
                 continue
             for record, loaded in claimed:

@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 from dayjob.errors import StoreError, StoreFull, StoreLocked, StoreUnavailable
 from dayjob.runs import Kind, StepRecord
 from dayjob.stores import Entry
+from dayjob.stores.sqlite_rows import HELD, STEP_COLUMNS
 
 T = TypeVar("T")
 
-STEP_COLUMNS = tuple(StepRecord.__dataclass_fields__)
 PLAIN_COLUMNS = (
     "home", "run", "key", "attempt", "scope", "name", "kind", "outcome", "seq", "version", "epoch", "nonce",
     "fingerprint", "code", "started", "ended", "input", "value", "error",
@@ -33,7 +33,6 @@ PLAIN_COLUMNS = (
 """All that most steps have; the other columns belong to model calls, waits and children."""
 
 PLAIN_KINDS = frozenset({Kind.CALL, Kind.SCOPE, Kind.JOIN, Kind.VALUE, Kind.NOTE})
-HELD = "('in_progress', 'cancelling', 'unwinding')"
 
 
 def _insert_step(columns: tuple[str, ...]) -> str:
