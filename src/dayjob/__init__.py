@@ -4,24 +4,28 @@ from dayjob.app import Dayjob, Handle
 from dayjob.errors import (
     DayjobError,
     InputError,
+    NotDone,
     RunCancelled,
     RunExpired,
     RunFailed,
     RunIncomplete,
     StepError,
+    Unknown,
 )
 from dayjob.jobs import job
 from dayjob.retry import Again, Retry
 from dayjob.run import Run
 from dayjob.runs import Status
-from dayjob.tools import tool
+from dayjob.tools import Call, tool
 
 __all__ = [
     "Again",
+    "Call",
     "Dayjob",
     "DayjobError",
     "Handle",
     "InputError",
+    "NotDone",
     "Retry",
     "Run",
     "RunCancelled",
@@ -30,6 +34,7 @@ __all__ = [
     "RunIncomplete",
     "Status",
     "StepError",
+    "Unknown",
     "job",
     "tool",
 ]
