@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from dayjob.errors import NotJSON, StepError, ValueTooLarge
-from dayjob.journal import Scope, error_bytes
+from dayjob.journal import WALKED, Scope, error_bytes
 from dayjob.retry import RetryPolicy
 from dayjob.runs import Kind, Outcome
 from dayjob.shapes import Shape, shape_of
@@ -58,10 +58,12 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
                 run.record_cancelled(key, name, Kind.CALL, started, fingerprint, input)
                 raise
             error = StepError("CancelledError", f"step {name!r} cancelled itself", step=key)
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             error = run.step_error(key, name, problem, timeout)
         finally:
             run.keeper.busy -= 1
+        if scope.closed:
+            await never()
         again = retry(attempt, error) if error is not None else None
         outcome = Outcome.VALUE if error is None else Outcome.SUPERSEDED if again else Outcome.ERROR
         row = journal.row(
@@ -114,6 +116,8 @@ async def call_scoped(run: Steps, step: FunctionCall) -> Any:
         scope.path, key, name, Kind.SCOPE, Outcome.VALUE if error is None else Outcome.ERROR, started, fingerprint,
         input=input, value=data, error=None if error is None else journal.redact(error_bytes(error)),
     )  # fmt: skip
+    if inner.walked:
+        finished.version = WALKED
     scope.prompt = inner.prompt or scope.prompt
     scope.live = True
     await run.commit(finished)

@@ -211,6 +211,7 @@ class Run(Steps):
         key = await self.begin(name)
         try:
             input = self.journal.redact(request.input)
+            await self.keeper.know(request.job)
             row = await self.find(key, name, Kind.RUN, digest(request.job.name.encode() + input))
             if row is None:
                 await self.live()
@@ -287,6 +288,7 @@ class Run(Steps):
     async def defer(self, fn: Callable[..., Any], *args: Any) -> None:
         """Has a function called once when the run ends, however it ends; the last deferred is called first."""
         await self.note_down("defer", {"function": shape_of(fn).name})
+        self.scope.walk_always()
         self.keeper.defer(fn, args)
 
     async def continue_as(self, request: Request) -> NoReturn:
@@ -295,6 +297,7 @@ class Run(Steps):
         The next run takes this one's place: its thread, its parent's wait, and `handle.result()`.
         """
         await self.begin("continue_as")
+        await self.live()
         self.keeper.continue_as(request)
         await never()
 

@@ -65,6 +65,7 @@ class Worker:
         )
         self.services.revive = self._revive
         self.services.timer = self._note_due
+        self.services.know = self.add_job
         self._clock = clock
         self._beat_seconds = beat_seconds
         self._lease_seconds = lease_seconds
@@ -142,7 +143,9 @@ class Worker:
         self.services.valid_until = self._clock() + self._lease_seconds - LEASE_MARGIN_SECONDS
 
     async def add_job(self, job: Job) -> None:
-        """Works on this job too from now on."""
+        """Works on this job too from now on; one that has the name already stays."""
+        if job.name in self.jobs:
+            return
         self.jobs[job.name] = job
         await self._announce(self.id)
 

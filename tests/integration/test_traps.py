@@ -20,7 +20,7 @@ from dayjob import Dayjob, Run, RunCancelled, RunFailed, Status, job
 from dayjob.cli.files import load
 from dayjob.errors import UnknownAction
 from dayjob.execution import Execution
-from dayjob.runs import RunRecord
+from dayjob.runs import Outcome, RunRecord
 from dayjob.stores import Entry, Wanted, open_store
 from dayjob.testing import Clock
 from tests.failing_stores import Around, Failing
@@ -719,3 +719,70 @@ async def test_workers_that_come_and_go_leave_no_file_open_in_the_store(url: str
 
 async def _has_beaten(app: Dayjob, worker: str) -> bool:
     return any(found.id == worker and found.beat > found.started for found in await app.store.workers())
+
+
+async def test_what_a_cut_off_branch_had_started_below_it_is_cut_off_too(url: str) -> None:
+    went_on: list[str] = []
+    begun, finish = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> str:
+        begun.set()
+        await finish.wait()
+        return "slow"
+
+    async def deep(run: Run) -> None:
+        await run.step(slow)
+        went_on.append("deep")
+
+    async def loser(run: Run) -> None:
+        await run.gather(deep, sleeping)
+
+    async def sleeping(run: Run) -> None:
+        await run.sleep(1000)
+
+    async def winner(run: Run) -> str:
+        await begun.wait()
+        return "won"
+
+    @job
+    async def nested(run: Run) -> str:
+        await run.race(winner, loser)
+        return str(await run.ask("Go on?"))
+
+    async with Dayjob(url) as app:
+        handle = await app.submit(nested())
+        await until(lambda: app.actions(handle.id))
+        finish.set()
+
+        async def parked() -> bool:
+            return await handle.status() == Status.REQUIRES_ACTION
+
+        await until(parked)
+        await app.answer(handle.id, "ask", "yes")
+        assert await handle.result(20) == "yes"
+        assert went_on == []
+        assert not any(
+            "slow" in step.key and step.outcome == Outcome.VALUE for step in await app.steps(handle.id)
+        )
+
+
+async def test_a_branch_that_exits_fails_its_run_and_no_other(url: str) -> None:
+    def leave() -> None:
+        sys.exit(3)
+
+    async def branch(run: Run) -> None:
+        await run.step(leave)
+
+    @job
+    async def exits(run: Run) -> None:
+        await run.gather(branch)
+
+    @job
+    async def innocent(run: Run) -> str:
+        return "fine"
+
+    async with Dayjob(url) as app:
+        handle, other = await app.submit(exits()), await app.submit(innocent())
+        with pytest.raises(RunFailed, match="SystemExit: 3"):
+            await handle.result(20)
+        assert await other.result(20) == "fine"

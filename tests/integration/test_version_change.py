@@ -343,3 +343,25 @@ async def test_a_step_error_that_was_caught_is_reused_by_newer_code(lab: CrashLa
     ended, again = await changed_at(lab, CLAIM + 3, catches("a"), catches("a", "x"))
     assert ended.output == ["ValueError", "a done", "x done"]
     assert set(again) == {"x"}
+
+
+async def test_an_answer_to_the_old_question_is_never_given_to_the_new_one(url: str) -> None:
+    async def small(run: Run) -> str:
+        return f"refund: {await run.ask('Approve a refund of 1 dollar?', bool)}"
+
+    async def large(run: Run) -> str:
+        return f"deleted: {await run.ask('Delete the account?', bool)}"
+
+    old, new = versions(small, large)
+    async with Dayjob(url) as app:
+        handle = await app.submit(old())
+        await until(lambda: app.actions(handle.id))
+    async with Dayjob(url, worker=False) as app:
+        await app.answer(handle.id, "ask", True)
+    async with Dayjob(url, jobs=[new]) as app:
+        (asked,) = await until(lambda: app.actions(handle.id))
+        assert asked.id == "#changed"
+        await app.answer(handle.id, "#changed", "continue")
+        await until(lambda: app.store.open_step(handle.id, "ask"))
+        await app.answer(handle.id, "ask", False)
+        assert await app.handle(handle.id).result(20) == "deleted: False"

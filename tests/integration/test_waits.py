@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dayjob import Dayjob, InputError, Run, RunCancelled, RunExpired, RunFailed, StepError, job
-from dayjob.errors import ThreadBusy, WrongStatus
+from dayjob.errors import ThreadBusy, UnknownAction, WrongStatus
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import Clock, CrashLab, Death, Moment, Scripted
 from dayjob.worker import MAX_ATTEMPTS, Worker
@@ -452,3 +452,98 @@ async def test_progress_resets_the_count_of_takeovers(lab: CrashLab) -> None:
     assert survived.status == Status.COMPLETED
     assert sum(executed.values()) == 6
     assert [step.outcome for step in survived.steps] == [Outcome.VALUE] * 6
+
+
+async def test_what_a_finished_scope_deferred_is_done_though_the_run_left_memory(office: Office) -> None:
+    cleaned: list[str] = []
+
+    async def clean(what: str) -> None:
+        cleaned.append(what)
+
+    async def scoped(run: Run) -> str:
+        await run.defer(clean, "scope")
+        return await run.step(work, "inside")
+
+    async def branch(run: Run) -> None:
+        await run.defer(clean, "branch")
+
+    @job
+    async def defers(run: Run) -> str:
+        await run.step(scoped)
+        await run.gather(branch)
+        await run.sleep(60)
+        return "done"
+
+    handle = await office.app.submit(defers())
+    await office.parked(handle.id)
+    assert executed["inside"] == 1
+    await office.pass_time(61)
+    assert await handle.result(20) == "done"
+    assert cleaned == ["branch", "scope"]
+    assert executed["inside"] == 1
+
+
+async def test_a_deferred_function_may_wait_for_people_and_children(office: Office) -> None:
+    heard: list[object] = []
+
+    @job
+    async def child(run: Run) -> int:
+        return 5
+
+    async def clean(run: Run) -> None:
+        heard.append(await (await run.start(child())).result())
+        heard.append(await run.ask("Really?", bool))
+
+    @job
+    async def defers(run: Run) -> None:
+        await run.defer(clean)
+        raise ValueError("no")
+
+    handle = await office.app.submit(defers())
+    (asked,) = await until(lambda: office.app.actions(handle.id))
+    await office.app.answer(handle.id, asked.id, True)
+    with pytest.raises(RunFailed, match="no"):
+        await handle.result(20)
+    assert heard == [5, True]
+
+
+async def test_a_cancelled_endless_job_has_no_successor(office: Office) -> None:
+    async def clean() -> None:
+        executed["clean"] += 1
+
+    @job
+    async def endless(run: Run) -> None:
+        await run.defer(clean)
+        await run.step(work, "once")
+        await run.sleep(60)
+        await run.continue_as(endless())
+
+    handle = await office.app.submit(endless())
+    await office.parked(handle.id)
+    await office.pass_time(61)
+    following = await until(lambda: _following(office.app, handle.id))
+    await office.parked(following)
+    await office.app.cancel(following)
+    with pytest.raises(RunCancelled):
+        await office.app.handle(following).result(20)
+    assert (await office.app.get(following)).next_run is None
+    assert executed["clean"] == 2
+
+
+async def _following(app: Dayjob, run: str) -> str | None:
+    return (await app.get(run)).next_run
+
+
+async def test_an_answer_after_the_deadline_is_refused(office: Office) -> None:
+    @job
+    async def asks(run: Run) -> str:
+        return str(await run.ask("Well?", timeout=60))
+
+    handle = await office.app.submit(asks())
+    await office.parked(handle.id)
+    office.clock.advance(61)
+    with pytest.raises(UnknownAction, match="its time is up"):
+        await office.app.answer(handle.id, "ask", "late")
+    await office.pass_time(0)
+    with pytest.raises(RunExpired):
+        await handle.result(20)
