@@ -27,20 +27,24 @@ class FunctionCall(NamedTuple):
     input: bytes
     fingerprint: bytes
     timeout: float | None
+    kind: Kind = Kind.CALL
+    call_key: str | None = None
+    undo: str | None = None
 
 
 async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> Any:
     """Calls the function, again as often as the policy says; every try is a row."""
-    key, name, fn, args, shape, input, fingerprint, timeout = step
+    key, name, fn, args, shape, input, fingerprint, timeout, kind, call_key, undo = step
     await run.live()
     journal, scope = run.journal, run.scope
+    what = "step" if kind == Kind.CALL else "tool"
     attempt = journal.retries_of(key)
     while True:
         attempt += 1
         started = journal.clock()
         if run.keeper.events.active:
             run.keeper.events.emit(
-                "step.started", run=run.id, key=key, name=name, kind=Kind.CALL, attempt=attempt
+                "step.started", run=run.id, key=key, name=name, kind=kind, attempt=attempt
             )
         before = cancellings()
         value = data = error = None
@@ -51,13 +55,13 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             else:
                 async with asyncio.timeout(timeout):
                     value = await _called(fn, args, shape)
-            data = run.encode(f"step {name!r}", value, shape.returns)
+            data = run.encode(f"{what} {name!r}", value, shape.returns)
             value = decode(data, shape.returns)
         except asyncio.CancelledError:
             if scope.closed or cancellings() > before:
-                run.record_cancelled(key, name, Kind.CALL, started, fingerprint, input)
+                run.record_cancelled(key, name, kind, started, fingerprint, input)
                 raise
-            error = StepError("CancelledError", f"step {name!r} cancelled itself", step=key)
+            error = StepError("CancelledError", f"{what} {name!r} cancelled itself", step=key)
         except (Exception, SystemExit) as problem:
             error = run.step_error(key, name, problem, timeout)
         finally:
@@ -67,10 +71,12 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
         again = retry(attempt, error) if error is not None else None
         outcome = Outcome.VALUE if error is None else Outcome.SUPERSEDED if again else Outcome.ERROR
         row = journal.row(
-            scope.path, key, name, Kind.CALL, outcome, started, fingerprint, input=input, value=data,
+            scope.path, key, name, kind, outcome, started, fingerprint, input=input, value=data,
             error=None if error is None else journal.redact(error_bytes(error, retried=again is not None)),
         )  # fmt: skip
-        row.code = shape.code
+        row.code, row.call_key, row.undo = shape.code, call_key, undo
+        if call_key is not None:
+            journal.effects.note(row)
         await run.commit(row)
         if error is None:
             return value
@@ -83,7 +89,7 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
 
 async def call_scoped(run: Steps, step: FunctionCall) -> Any:
     """Calls a function with a scope of its own; a finished scope of this version is not entered again."""
-    key, name, fn, args, shape, input, fingerprint, timeout = step
+    key, name, fn, args, shape, input, fingerprint, timeout, *_ = step
     journal, keeper, scope = run.journal, run.keeper, run.scope
     row = await run.find(key, name, Kind.SCOPE, fingerprint)
     if row is not None and (run.is_settled(row) or row.outcome == Outcome.CANCELLED):

@@ -13,6 +13,7 @@ DayjobError
 ├── StepError             a step failed; what a job catches
 ├── NotDone               a tool says: it certainly did not happen
 ├── Unknown               a tool says: it may have happened
+├── IntentRefused         the run was cancelled before a write was sent
 ├── RunEnded              the run has no result to give
 │   ├── RunFailed
 │   ├── RunCancelled
@@ -133,6 +134,10 @@ class Unknown(DayjobError):
     Raised by a tool that writes. The call keeps its key and is not made again before its outcome is
     known: by the tool's `probe`, else a person is asked.
     """
+
+
+class IntentRefused(DayjobError):
+    """The run was cancelled: nothing more is sent for it."""
 
 
 class RunEnded(DayjobError):

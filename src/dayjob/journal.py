@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from dayjob.errors import StepError
+from dayjob.keys import Effects
 from dayjob.prompts import Prompt
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
 from dayjob.stores import Entry, Loaded, Store
@@ -130,12 +131,15 @@ class Journal:
         self._attempts: dict[str, int] = {}
         self._retried: dict[str, int] = {}
         self.open: dict[str, StepRecord] = {}
+        self.effects = Effects(run.id)
 
     def load(self, loaded: Loaded) -> None:
         """Takes in what the store has: rows of this version by key, the others to be matched."""
         self.seq = loaded.last_seq
         self._attempts = dict(loaded.attempts)
         self._retried = dict(loaded.retried)
+        for row in loaded.effects:
+            self.effects.note(row)
         for row in loaded.steps or ():
             self._attempts[row.key] = max(row.attempt, self._attempts.get(row.key, 0))
             if row.outcome is None:
@@ -331,8 +335,8 @@ def _is_below(key: str, place: str, used: set[str]) -> bool:
     return key.startswith(prefix) and prefix + key[len(prefix) :].split("/", 1)[0] not in used
 
 
-def error_bytes(error: StepError, retried: bool = False) -> bytes:
-    """How an error is stored."""
+def error_bytes(error: StepError, **flags: bool) -> bytes:
+    """How an error is stored. Flags that are set stand beside it: retried, unknown, done, not_done."""
     fields = {
         "type": error.type,
         "message": error.message,
@@ -341,7 +345,7 @@ def error_bytes(error: StepError, retried: bool = False) -> bytes:
         "traceback": error.traceback,
     }
     kept = {name: _printable(value) for name, value in fields.items() if value is not None}
-    return orjson.dumps({**kept, "retried": True} if retried else kept)
+    return orjson.dumps({**kept, **{name: True for name, is_set in flags.items() if is_set}})
 
 
 def _printable(value: Any) -> Any:

@@ -115,7 +115,9 @@ class StepRecord:
     started: float
     ended: float | None
     due: float | None = None
+    warn_at: float | None = None
     call_key: str | None = None
+    undo: str | None = None
     child: str | None = None
     model: str | None = None
     input_tokens: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import orjson
@@ -14,8 +14,10 @@ from dayjob.errors import DayjobError, InputError, StepError, StoreError
 from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.journal import Journal, Scope, error_bytes, stored_error
+from dayjob.keys import is_write
 from dayjob.models import Model
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
+from dayjob.tools import Deadline, Tool
 from dayjob.values import canonical, decode, digest, encode
 
 T = TypeVar("T")
@@ -25,6 +27,10 @@ RETRY_SECONDS = 0.2
 MISSING: Any = object()
 CHANGED = "#changed"
 """The name of the action that asks what to do about changed code; no step's own name can hold a "#"."""
+
+APPROVE = "#approve"
+HAPPENED = "#happened"
+"""Actions that belong to a tool's step: their keys are its own, and these."""
 
 DUE: Any = object()
 """What a wait is given when its time has come."""
@@ -40,9 +46,12 @@ class Keeper(Protocol):
     ending: bool
     busy: int
     inbox: dict[str, list[Any]]
+    tools: dict[str, Tool[..., Any]]
+    lease_seconds: float
 
     def valid(self, now: float) -> bool: ...
     async def ready(self, scope: Scope) -> None: ...
+    def poke(self) -> None: ...
     def fatal(self, reason: str) -> None: ...
     def warn(self, step: str, message: str) -> None: ...
     def model_named(self, model: str | Model | None) -> Model: ...
@@ -54,6 +63,8 @@ class Keeper(Protocol):
     def spawn(self, scope: Scope, body: Awaitable[None]) -> asyncio.Task[None]: ...
     def wait(self, scope: Scope, row: StepRecord) -> Awaitable[Any]: ...
     def stop_waiting(self, row: StepRecord) -> None: ...
+    async def slot(self, tool: Tool[..., Any]) -> Callable[[], None]: ...
+    def send(self, sending: Coroutine[Any, Any, T], seconds: float | None) -> asyncio.Task[T]: ...
     async def know(self, job: Job) -> None: ...
     def defer(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
     def continue_as(self, request: Request) -> None: ...
@@ -156,12 +167,7 @@ class Steps:
 
         If that would write off an answered action or a running child, a person decides first.
         """
-        at_stake = [
-            row.key
-            for row in doomed
-            if (row.kind in (Kind.ASK, Kind.EVENT) and _is_answered(row) and row.name != CHANGED)
-            or (row.kind == Kind.RUN and row.outcome is None)
-        ]
+        at_stake = [row.key for row in doomed if _is_at_stake(row)]
         if at_stake and not self.keeper.ending:
             await self._ask_about_change(at_stake)
         self.journal.supersede(self.scope, doomed)
@@ -176,7 +182,7 @@ class Steps:
         )
         key = f"{scope.prefix}{name}"
         row = scope.mine.get(key)
-        answer = await self._wait_for(
+        answer = await self.wait_for(
             key,
             name,
             Kind.ASK,
@@ -237,29 +243,32 @@ class Steps:
         name: str,
         kind: Kind,
         input: dict[str, Any],
-        seconds: float | None,
+        deadline: Deadline | None,
         declared: Any,
         default: Any = MISSING,
     ) -> Any:
         key = await self.begin(name)
         try:
             row = await self.find(key, name, kind, digest(canonical(input)))
-            return await self._wait_for(key, name, kind, input, seconds, declared, row, default)
+            return await self.wait_for(key, name, kind, input, deadline, declared, row, default)
         finally:
             self.scope.current = None
 
-    async def _wait_for(
+    async def wait_for(
         self,
         key: str,
         name: str,
         kind: Kind,
         input: dict[str, Any],
-        seconds: float | None,
+        deadline: Deadline | None,
         declared: Any,
         row: StepRecord | None,
         default: Any = MISSING,
     ) -> Any:
-        """Opens a waiting row, or takes up the recorded one, and waits for its answer."""
+        """Opens a waiting row, or takes up the recorded one, and waits for its answer.
+
+        At the deadline the answer is `default`, which may be a StepError to raise; without one the run expires.
+        """
         journal = self.journal
         if row is not None and row.outcome is not None:
             return await self.replay(row, declared)
@@ -269,8 +278,10 @@ class Steps:
             data = journal.redact(canonical(input))
             row = journal.row(
                 self.scope.path, key, name, kind, None, started, digest(canonical(input)), input=data,
-                due=None if seconds is None else started + seconds,
+                due=None if deadline is None else started + deadline.seconds,
             )  # fmt: skip
+            if deadline is not None and kind in (Kind.ASK, Kind.TOOL):
+                row.warn_at = started + deadline.seconds - deadline.warn_seconds
             journal.open[key] = row
             journal.put((row,))
             if self.keeper.events.active:
@@ -310,11 +321,13 @@ class Steps:
         error: StepError | None = None
         data = b"null"
         if answer is DUE:
-            if row.kind == Kind.EVENT:
-                error = StepError("Timeout", f"no {row.name!r} was sent in time", True, step=row.key)
+            if isinstance(default, StepError):
+                error = default
             elif default is not MISSING:
                 data = self.encode(f"default of {row.name!r}", default, declared)
-            elif row.kind == Kind.ASK:
+            elif row.kind == Kind.EVENT:
+                error = StepError("Timeout", f"no {row.name!r} was sent in time", True, step=row.key)
+            elif row.kind in (Kind.ASK, Kind.TOOL):
                 self.keeper.expire(f"no answer to {row.key!r} in time")
                 await never()
         else:
@@ -476,8 +489,17 @@ class Steps:
         )
 
 
-def _is_answered(row: StepRecord) -> bool:
-    return row.outcome == Outcome.VALUE or (row.outcome is None and row.answer is not None)
+def _is_at_stake(row: StepRecord) -> bool:
+    """Whether a person decides before this row is written off: an answer, a running child, a write that may be done.
+
+    Not so an approval: it is bound to its arguments, and with others it is asked again.
+    """
+    if row.kind == Kind.RUN:
+        return row.outcome is None
+    if row.kind == Kind.TOOL and row.call_key is not None:
+        return is_write(row) and row.outcome in (None, Outcome.VALUE)
+    answered = row.outcome == Outcome.VALUE or (row.outcome is None and row.answer is not None)
+    return row.kind in (Kind.ASK, Kind.EVENT, Kind.TOOL) and answered and row.name not in (CHANGED, APPROVE)
 
 
 def cancellings() -> int:

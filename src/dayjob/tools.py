@@ -62,6 +62,33 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 @dataclass(frozen=True)
+class Deadline:
+    """How long an action waits, and what happens then.
+
+    seconds   from when it is asked
+    then      "expire": the run ends, expired; "deny": the answer is no; "default": it is `default`
+    default   the answer, with then="default"
+    warn      how many seconds before the deadline people are warned, by an event; a fifth of the time
+              by default, an hour at most
+    """
+
+    seconds: float
+    then: Literal["expire", "deny", "default"] = "expire"
+    default: Any = None
+    warn: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.seconds, int | float) and 0 < self.seconds < float("inf")):
+            raise InputError(f"deadline: seconds={self.seconds!r}: expected seconds above 0")
+        if self.then not in ("expire", "deny", "default"):
+            raise InputError(f'deadline: then={self.then!r}: expected "expire", "deny" or "default"')
+
+    @property
+    def warn_seconds(self) -> float:
+        return self.warn if self.warn is not None else min(self.seconds / 5, 3600.0)
+
+
+@dataclass(frozen=True)
 class Call:
     """One call of a tool, as the tool's function sees it when its first parameter is annotated `Call`.
 
@@ -93,6 +120,7 @@ class Tool(Generic[P, R]):
     unknown       exceptions that mean: it may have happened
     key_lifetime  for how many seconds the receiver remembers `call.key`
     external      the client does it: the function is never called
+    deadline      of an approval, or of what the client hands in: seconds, or a `Deadline`
     """
 
     fn: Callable[P, R]
@@ -108,6 +136,7 @@ class Tool(Generic[P, R]):
     unknown: tuple[type[Exception], ...] = ()
     key_lifetime: float | None = None
     external: bool = False
+    deadline: Deadline | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -143,6 +172,7 @@ class Tool(Generic[P, R]):
         yield "unknown", _are_exceptions(self.unknown), "a tuple of exception classes"
         yield "key_lifetime", _is_seconds(self.key_lifetime), "seconds above 0"
         yield "external", isinstance(self.external, bool), "True or False"
+        yield "deadline", isinstance(self.deadline, Deadline | None), "seconds, or a Deadline"
 
     def _check_signature(self) -> None:
         for parameter in inspect.signature(self.fn).parameters.values():
@@ -276,15 +306,21 @@ def tool(
     unknown: tuple[type[Exception], ...] = ...,
     key_lifetime: float | None = ...,
     external: bool = ...,
+    deadline: Deadline | float | None = ...,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
-def tool(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+def tool(
+    fn: Any = None, /, *, name: str | None = None, deadline: Deadline | float | None = None, **options: Any
+) -> Any:
     """Make a typed function a tool: a write, the safe guess, unless `effect` says otherwise.
 
     The options are told at `Tool`. Raises InputError naming the tool and the option that is wrong.
     """
 
+    if isinstance(deadline, int | float) and not isinstance(deadline, bool):
+        deadline = Deadline(deadline)
+
     def decorate(fn: Callable[P, R]) -> Tool[P, R]:
-        return Tool(fn, name or str(getattr(fn, "__name__", "")), **options)
+        return Tool(fn, name or str(getattr(fn, "__name__", "")), deadline=deadline, **options)
 
     return decorate if fn is None else decorate(fn)
 

@@ -60,6 +60,13 @@ class Redactor:
             value for name, value in os.environ.items() if name in named or name.upper().endswith(endings)
         )
 
+    def learn(self, secrets: Iterable[str]) -> None:
+        """Replaces these too from now on: what a run was given as a SecretStr."""
+        fresh = {secret for secret in secrets if len(secret) >= 6 and _is_unicode(secret)}.difference(self._secrets)
+        if fresh:
+            self._secrets = sorted([*self._secrets, *fresh], key=len, reverse=True)
+            self._encoded = [orjson.dumps(secret)[1:-1] for secret in self._secrets]
+
     def __call__(self, data: bytes) -> bytes:
         for secret in self._encoded:
             if secret in data:  # perhaps only in a number, or across an escape: those stay as they are
@@ -146,6 +153,16 @@ def canonical(value: Any) -> bytes:
     if b"null" in data and (problem_at := _not_finite(value)):
         raise NotJSON(problem_at)
     return data
+
+
+def secrets_in(value: Any) -> list[str]:
+    """What the SecretStr in a value hold."""
+    if isinstance(value, dict):
+        return [secret for item in value.values() for secret in secrets_in(item)]
+    if isinstance(value, list | tuple):
+        return [secret for item in value for secret in secrets_in(item)]
+    reveal = getattr(value, "get_secret_value", None)
+    return [str(reveal())] if callable(reveal) else []
 
 
 def digest(data: bytes) -> bytes:

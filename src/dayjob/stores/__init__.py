@@ -43,6 +43,9 @@ class Entry:
     consumed: str | None = None
     verdict: tuple[bool, float | None, str] | None = None
     progress: tuple[float, float | None] | None = None
+    intent: bool = False
+    """Something is about to be sent: refused, with IntentRefused, if the run was cancelled."""
+
     more: bool = False
     """Set when any field below `update` is used: plain rows, by far the most, are written in bulk."""
 
@@ -103,6 +106,9 @@ class Loaded:
     attempts: dict[str, int] = field(default_factory=dict)
     retried: dict[str, int] = field(default_factory=dict)
     last_seq: int = 0
+    effects: list[StepRecord] = field(default_factory=list)
+    """The calls that change something, superseded ones too, in the order of their attempts."""
+
 
 
 class Held(StrEnum):
@@ -130,6 +136,8 @@ class Swept(NamedTuple):
     poisoned: Sequence[str]
     dead_workers: Sequence[str]
     next_due: float | None
+    warned: Sequence[tuple[str, str, float]] = ()
+    """Actions whose deadline is near: (run, key, due)."""
 
 
 class Beat(NamedTuple):
@@ -191,8 +199,8 @@ class Store(Protocol):
     ) -> list[RunRecord]: ...
     async def ended(self, runs: Sequence[str]) -> list[str]: ...
     async def steps(self, run: str, after: int = 0) -> list[StepRecord]: ...
-    async def open_steps(self, run: str | None, kinds: Sequence[str]) -> list[StepRecord]: ...
-    async def open_step(self, run: str, key: str) -> StepRecord | None: ...
+    async def open_actions(self, run: str | None) -> list[StepRecord]: ...
+    async def open_action(self, run: str, key: str) -> StepRecord | None: ...
     async def step(self, run: str, key: str, attempt: int) -> StepRecord | None: ...
     async def messages(self, home: str, hashes: Sequence[bytes]) -> dict[bytes, bytes]: ...
     async def recall(self, project: str, name: str) -> bytes | None: ...

@@ -24,6 +24,7 @@ from dayjob.stores.sqlite_ends import (
     signal_ended_children,
     take_over,
     wake,
+    warn_of_deadlines,
 )
 from dayjob.stores.sqlite_file import MIGRATIONS
 from dayjob.stores.sqlite_reads import SQLiteReads, load
@@ -48,8 +49,8 @@ _JUDGE = (
 )
 _PROGRESS = "UPDATE runs SET progress_done = :done, progress_total = :total WHERE home = :home AND id = :run"
 _UPDATE_STEP = """
-UPDATE steps SET outcome = :outcome, seq = :seq, ended = :ended, value = :value, error = :error, child = :child,
-       nonce = :nonce
+UPDATE steps SET outcome = :outcome, seq = :seq, started = :started, ended = :ended, due = :due, value = :value,
+       error = :error, child = :child, nonce = :nonce
  WHERE home = :home AND run = :run AND key = :key AND attempt = :attempt
 """
 _SUPERSEDE = "UPDATE steps SET outcome = 'superseded' WHERE home = ? AND run = ? AND key = ? AND attempt = ?"
@@ -435,8 +436,12 @@ class SQLiteStore(SQLiteReads):
             ).rowcount
             woken += admit_delayed(connection, now)
             woken += signal_ended_children(connection)
-            next_due = connection.execute("SELECT min(due) FROM runs WHERE due IS NOT NULL").fetchone()[0]
-            return Swept(woken, taken_over, poisoned, dead, next_due)
+            warned = warn_of_deadlines(connection, now)
+            next_due = connection.execute(
+                "SELECT min(at) FROM (SELECT min(due) AS at FROM runs WHERE due IS NOT NULL "
+                "UNION ALL SELECT min(warn_at) FROM steps WHERE warn_at IS NOT NULL)"
+            ).fetchone()[0]
+            return Swept(woken, taken_over, poisoned, dead, next_due, warned)
 
         return await self._writer.run(transaction)
 
@@ -557,7 +562,7 @@ def _held_by(connection: sqlite3.Connection, worker: str) -> dict[str, tuple[int
 
 
 def _finish_of(row: StepRecord) -> dict[str, Any]:
-    names = ("key", "attempt", "outcome", "seq", "ended", "value", "error", "child", "nonce")
+    names = ("key", "attempt", "outcome", "seq", "started", "ended", "due", "value", "error", "child", "nonce")
     return {name: getattr(row, name) for name in names}
 
 

@@ -93,7 +93,9 @@ CREATE TABLE steps (
     started       REAL    NOT NULL,
     ended         REAL,
     due           REAL,
-    call_key      TEXT,
+    warn_at       REAL,                         -- when people are warned of the deadline; NULL once they were
+    call_key      TEXT,                         -- of a call that changes something: what its receiver knows it by
+    undo          TEXT,                         -- the name of the function that takes it back
     child         TEXT,
     model         TEXT,
     input_tokens  INTEGER,
@@ -115,6 +117,8 @@ CREATE TABLE steps (
 
 CREATE UNIQUE INDEX steps_seq ON steps (run, seq) WHERE seq IS NOT NULL;
 CREATE INDEX steps_open ON steps (run, kind) WHERE outcome IS NULL;
+CREATE INDEX steps_effects ON steps (run) WHERE call_key IS NOT NULL;
+CREATE INDEX steps_warnings ON steps (warn_at) WHERE warn_at IS NOT NULL;
 
 -- Each message of a prompt, once per home, by the hash of its bytes.
 CREATE TABLE messages (

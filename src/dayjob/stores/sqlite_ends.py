@@ -139,6 +139,17 @@ def take_over(connection: sqlite3.Connection, now: float, max_attempts: int) -> 
     return taken_over, poisoned
 
 
+def warn_of_deadlines(connection: sqlite3.Connection, now: float) -> list[tuple[str, str, float]]:
+    """The open actions whose deadline is near, each once: (run, key, due)."""
+    warned = connection.execute(
+        "SELECT steps.run, steps.key, steps.due FROM steps JOIN runs ON runs.home = steps.home AND runs.id = steps.run "
+        f"WHERE warn_at <= ? AND steps.outcome IS NULL AND steps.answer IS NULL AND runs.status NOT IN {ENDED}",
+        (now,),
+    ).fetchall()
+    connection.execute("UPDATE steps SET warn_at = NULL WHERE warn_at <= ?", (now,))
+    return warned
+
+
 def admit_delayed(connection: sqlite3.Connection, now: float) -> int:
     admitted = 0
     for home, id, thread in connection.execute(

@@ -30,6 +30,7 @@ T = TypeVar("T")
 _QUALIFIED_STEP_FIELDS = ", ".join(f"steps.{name}" for name in STEP_COLUMNS)
 # A branch that lost its race leaves open rows below it, which nobody waits for any more. Rows of a later
 # claim are others: newer code walks a scope again that was done.
+_IS_ACTION = "(steps.kind = 'ask' OR (steps.kind = 'tool' AND steps.call_key IS NULL))"
 _NOT_CUT_OFF = """
 AND (instr(steps.key, '/') = 0 OR NOT EXISTS (
     SELECT 1 FROM steps AS above WHERE above.home = steps.home AND above.run = steps.run AND above.kind = 'scope'
@@ -194,18 +195,17 @@ class SQLiteReads:
             ]
         )
 
-    async def open_steps(self, run: str | None, kinds: Sequence[str]) -> list[StepRecord]:
-        """Steps of these kinds that wait, of one run or of all that are not over, oldest first."""
-        marks = ", ".join("?" * len(kinds))
+    async def open_actions(self, run: str | None) -> list[StepRecord]:
+        """Steps that a person or a client has to answer, of one run or of all that are not over, oldest first."""
         return await self._read(
             lambda c: [
                 step_of(row)
                 for row in c.execute(
                     f"SELECT {_QUALIFIED_STEP_FIELDS} "
                     "FROM steps JOIN runs ON runs.home = steps.home AND runs.id = steps.run "
-                    f"WHERE steps.kind IN ({marks}) AND steps.outcome IS NULL AND steps.answer IS NULL {_NOT_CUT_OFF} "
+                    f"WHERE {_IS_ACTION} AND steps.outcome IS NULL AND steps.answer IS NULL {_NOT_CUT_OFF} "
                     f"AND runs.status NOT IN {ENDED} {'AND steps.run = ?' if run else ''} ORDER BY steps.started",
-                    (*kinds, *([run] if run else [])),
+                    (run,) if run else (),
                 )
             ]
         )
@@ -223,14 +223,14 @@ class SQLiteReads:
 
         return await self._read(query)
 
-    async def open_step(self, run: str, key: str) -> StepRecord | None:
-        """A step of a run that is not over which still waits for its answer."""
+    async def open_action(self, run: str, key: str) -> StepRecord | None:
+        """A step of a run that is not over which still waits for an answer from outside."""
 
         def query(connection: sqlite3.Connection) -> StepRecord | None:
             row = connection.execute(
                 f"SELECT {STEP_FIELDS} FROM steps WHERE home = (SELECT home FROM runs WHERE id = :run "
                 f"AND status NOT IN {ENDED}) AND run = :run AND key = :key AND outcome IS NULL AND answer IS NULL "
-                f"{_NOT_CUT_OFF}",
+                f"AND {_IS_ACTION} {_NOT_CUT_OFF}",
                 {"run": run, "key": key},
             ).fetchone()
             return step_of(row) if row else None
@@ -376,6 +376,13 @@ def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run
     ):
         loaded.attempts[key] = attempt
         loaded.retried[key] = loaded.retried.get(key, 0) + 1 if retried else 0
+    loaded.effects = [
+        step_of(row)
+        for row in connection.execute(
+            f"SELECT {STEP_FIELDS} FROM steps WHERE home = ? AND run = ? AND call_key IS NOT NULL ORDER BY started, attempt",
+            (home, run),
+        )
+    ]
     loaded.last_seq = connection.execute(
         "SELECT coalesce(max(seq), 0) FROM steps WHERE run = ? AND seq IS NOT NULL", (run,)
     ).fetchone()[0]

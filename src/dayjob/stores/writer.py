@@ -19,7 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dayjob.errors import StoreError, StoreFull, StoreLocked, StoreUnavailable
+from dayjob.errors import IntentRefused, StoreError, StoreFull, StoreLocked, StoreUnavailable
 from dayjob.runs import Kind, StepRecord
 from dayjob.stores import Entry
 from dayjob.stores.sqlite_rows import HELD, STEP_COLUMNS
@@ -50,6 +50,7 @@ _INSERT_PLAIN_STEP = _insert_step(PLAIN_COLUMNS)
 step_values: Callable[[StepRecord], tuple[Any, ...]] = attrgetter(*STEP_COLUMNS)
 _plain_values: Callable[[StepRecord], tuple[Any, ...]] = attrgetter(*PLAIN_COLUMNS)
 _FENCE = f"SELECT 1 FROM runs WHERE home = ? AND id = ? AND epoch = ? AND status IN {HELD}"
+_INTENT_FENCE = "SELECT 1 FROM runs WHERE home = ? AND id = ? AND epoch = ? AND status = 'in_progress'"
 _ROW_ERRORS = (
     sqlite3.IntegrityError,
     sqlite3.DataError,
@@ -254,14 +255,17 @@ class Writer:
                     replies.append((_succeed, item.durable, None))
             else:
                 connection.execute("ROLLBACK TO entry")
-                if item.lost is not None:
+                if item.intent and item.durable is not None and _is_held(connection, item):
+                    replies.append((_fail, item.durable, IntentRefused()))
+                elif item.lost is not None:
                     replies.append((item.lost,))
             connection.execute("RELEASE entry")
         return replies
 
     def _apply(self, connection: sqlite3.Connection, entry: Entry) -> bool:
         """Writes an entry; False if its run is held by another, or if the row cannot be stored at all."""
-        if connection.execute(_FENCE, (entry.home, entry.run, entry.epoch)).fetchone() is None:
+        fence = _INTENT_FENCE if entry.intent else _FENCE
+        if connection.execute(fence, (entry.home, entry.run, entry.epoch)).fetchone() is None:
             return False
         try:
             for statement, values in self._compile(entry):
@@ -332,7 +336,7 @@ def _is_plain(entry: Entry) -> bool:
     if entry.update or entry.more:
         return False
     for row in entry.insert:  # noqa: SIM110  a generator would cost more: this is once a step
-        if row.kind not in PLAIN_KINDS:
+        if row.kind not in PLAIN_KINDS or row.call_key is not None:
             return False
     return True
 
@@ -345,6 +349,10 @@ def _insert(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> bool
         return connection.executemany(_INSERT_PLAIN_STEP, rows).rowcount == len(rows)
     except _ROW_ERRORS:
         return False
+
+
+def _is_held(connection: sqlite3.Connection, entry: Entry) -> bool:
+    return connection.execute(_FENCE, (entry.home, entry.run, entry.epoch)).fetchone() is not None
 
 
 def _call_all(replies: list[tuple[Any, ...]]) -> None:

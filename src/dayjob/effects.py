@@ -1,0 +1,468 @@
+"""Tools under their contract: what may be done again after a crash, and what must not.
+
+    read         one row, when it is done
+    idempotent   the same, and always sent with the same `call.key`
+    write        a row before it is sent, the intent, and one update of it: done, failed or unknown
+
+A write whose outcome is unknown never goes to the model as an error that invites a second payment. It
+is resolved first: by the tool's own `probe`, else by a person who is asked "did this happen?".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from copy import copy
+from typing import Any, NamedTuple
+
+import orjson
+
+from dayjob.calls import FunctionCall, call_function
+from dayjob.errors import InputError, IntentRefused, NotDone, NotJSON, StepError, Unknown
+from dayjob.journal import error_bytes
+from dayjob.keys import Fate, fate_of
+from dayjob.retry import NO_RETRY
+from dayjob.runs import Kind, Outcome, StepRecord
+from dayjob.shapes import shape_of
+from dayjob.steps import MISSING, Steps, awaited, cancellings, never
+from dayjob.tools import Call, Tool
+from dayjob.values import canonical, decode, digest, secrets_in
+
+PROBE_SECONDS = 60.0
+PROBE_DELAYS = (0.5, 1.0, 2.0)
+"""A probe that fails is tried again after so many seconds each; then a person is asked."""
+
+_YES_OR_NO = {"type": "boolean"}
+_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError", "gaierror"})
+_LOST_ON_THE_WAY = frozenset({"TransportError", "ClientConnectionError", "ConnectionError", "Timeout", "HTTPException"})
+_SERVER_ERROR = 500
+
+
+class Found(NamedTuple):
+    """A call turned out to have been done, with this result."""
+
+    value: Any
+
+
+class _Sent(NamedTuple):
+    data: bytes | None = None
+    error: StepError | None = None
+    unknown: bool = False
+    delay: float | None = None
+
+
+class ToolStep:
+    """One call of a tool by a run, as one step."""
+
+    def __init__(self, run: Steps, tool: Tool[..., Any], key: str, given: dict[str, Any]) -> None:
+        self.run = run
+        self.tool = tool
+        self.key = key
+        self.name = tool.name
+        self.journal = run.journal
+        self.shape = copy(shape_of(tool.fn))
+        self.shape.is_async = True
+        self.attempt = 0
+        self.abandoned = False
+        self.refusal: StepError | None = None
+        self.verdict: bool | None = None
+        self.call_key = ""
+        try:
+            self.arguments = tool.validate(given)
+        except InputError as problem:
+            self.arguments = given
+            self.refusal = StepError("InvalidArguments", str(problem), step=key)
+        self.journal.redact.learn(secrets_in(self.arguments))
+        try:
+            self.written = self.journal.redact(canonical(self.arguments))
+        except NotJSON as problem:
+            self.written = b"{}"
+            self.refusal = self.refusal or StepError("NotJSON", f"{self.name}: arguments: {problem}", step=key)
+        self.input = b'{"tool":%b,"arguments":%b}' % (orjson.dumps(self.name), self.written)
+        self.fingerprint = digest(self.input)
+
+    async def perform(self) -> Any:
+        """The tool's result: the recorded one, or that of the one call which the contract allows."""
+        run, tool = self.run, self.tool
+        row = await run.find(self.key, self.name, Kind.TOOL, self.fingerprint)
+        run.keeper.tools[self.key] = tool
+        if row is not None and row.outcome is not None:
+            return await run.replay(row, self.shape.returns)
+        await run.live()
+        if row is not None:
+            return await (self._client_does_it(row) if row.call_key is None else self._resolve(row))
+        if self.refusal is not None:
+            return await self._fail(self.refusal)
+        if tool.effect != "read" and (adopted := self._adoptable()) is not None:
+            return await self._adopt(adopted)
+        await self._be_approved()
+        if tool.external:
+            return await self._client_does_it(None)
+        async with run.keeper.slot(tool):
+            if tool.effect == "write" or tool.key_lifetime is not None:
+                return await self._write()
+            return await self._call()
+
+    # --- reads, and what may be repeated -----------------------------------------------------------
+
+    async def _call(self) -> Any:
+        tool = self.tool
+        if tool.effect == "read":
+            self.call_key = digest(f"{self.run.id} {self.key}".encode()).hex()
+        else:
+            self.call_key, _ = self.journal.effects.assign(self.name, self.written)
+        step = FunctionCall(
+            self.key, self.name, self._invoke, (), self.shape, self._input(), self.fingerprint, tool.timeout, Kind.TOOL,
+            None if tool.effect == "read" else self.call_key, undo_of(tool),
+        )  # fmt: skip
+        return await call_function(self.run, step, tool.retry or NO_RETRY)
+
+    async def _invoke(self) -> Any:
+        self.attempt += 1
+        arguments = (self._as_call(), ) if self.tool.wants_call else ()
+        return await called(self.tool.fn, *arguments, **self.arguments)
+
+    def _as_call(self) -> Call:
+        return Call(self.call_key, self.run.id, self.key, max(self.attempt, 1), self.name, self.arguments)
+
+    # --- writes ------------------------------------------------------------------------------------
+
+    async def _write(self) -> Any:
+        self.call_key, adopted = self.journal.effects.assign(self.name, self.written)
+        if adopted is not None:
+            return await self._adopt((self.call_key, adopted))
+        tries = self.journal.retries_of(self.key)
+        while True:
+            tries += 1
+            row = self._row(None)
+            await self._intend(row, insert=True)
+            sent = await self._send(row, tries)
+            if sent.delay is None:
+                return await self._came_to(row, sent)
+            assert sent.error is not None
+            await self.run.pause(self.key, tries, sent.delay, sent.error)
+
+    async def _intend(self, row: StepRecord, insert: bool) -> None:
+        """Durable before anything is sent; refused once somebody has cancelled the run."""
+        rows = {"insert": (row,)} if insert else {"update": (row,)}
+        self.journal.effects.note(row)
+        self.journal.open[row.key] = row
+        try:
+            await self.journal.commit(**rows, intent=True)
+        except IntentRefused:
+            self.run.keeper.poke()
+            await never()
+        except asyncio.CancelledError:
+            if not self.run.scope.closed:  # it was not sent, and never will be
+                self._finish(row, Outcome.CANCELLED, error=error_bytes(_not_sent(self.name), not_done=True))
+            raise
+
+    async def _send(self, row: StepRecord, tries: int) -> _Sent:
+        """Sends it in a task of its own: a write that has begun is neither cut off nor left unrecorded."""
+        task = self.run.keeper.send(self._sending(row, tries))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self.abandoned = not self.run.scope.closed
+            raise
+
+    async def _sending(self, row: StepRecord, tries: int) -> _Sent:
+        run, tool, keeper = self.run, self.tool, self.run.keeper
+        if keeper.events.active:
+            keeper.events.emit("step.started", run=run.id, key=self.key, name=self.name, kind=Kind.TOOL, attempt=tries)
+        before = cancellings()
+        keeper.busy += 1
+        try:
+            async with asyncio.timeout(tool.timeout):
+                value = await self._invoke()
+        except asyncio.CancelledError:
+            if cancellings() > before:  # the worker is gone, and the outcome unknown
+                raise
+            sent = _Sent(error=StepError("CancelledError", f"{self.name!r} cancelled itself"), unknown=True)
+        except Exception as problem:
+            unknown = outcome_is_unknown(problem, tool)
+            sent = _Sent(error=run.step_error(self.key, self.name, problem, tool.timeout), unknown=unknown)
+            await self._record_failure(row, sent, isinstance(problem, NotDone), tries)
+            return self._delayed(sent, tries)
+        else:
+            return await self._record_value(row, value)
+        finally:
+            keeper.busy -= 1
+        await self._record_failure(row, sent, False, tries)
+        return sent
+
+    async def _record_value(self, row: StepRecord, value: Any) -> _Sent:
+        try:
+            data = self.run.encode(f"tool {self.name!r}", value, self.shape.returns)
+        except StepError as unstorable:
+            problem = unstorable
+            message = f"{problem.message}. It was done: do not repeat it"
+            problem = StepError(problem.type, message, step=self.key)
+            await self._settle(row, Outcome.ERROR, error=error_bytes(problem, done=True))
+            return _Sent(error=problem)
+        await self._settle(row, Outcome.VALUE, data)
+        return _Sent(data)
+
+    async def _record_failure(self, row: StepRecord, sent: _Sent, not_done: bool, tries: int) -> None:
+        assert sent.error is not None
+        if sent.unknown:
+            row.error = self.journal.redact(error_bytes(sent.error, unknown=True))
+            self.run.keeper.warn(self.key, f"its outcome is unknown: {sent.error}")
+            await self.journal.commit(update=(row,))
+            return
+        again = self._delayed(sent, tries).delay is not None
+        error = error_bytes(sent.error, retried=again, not_done=not_done)
+        await self._settle(row, Outcome.SUPERSEDED if again else Outcome.ERROR, error=error)
+
+    def _delayed(self, sent: _Sent, tries: int) -> _Sent:
+        """With the policy's delay, if it may be tried again: never while its outcome is unknown."""
+        if sent.unknown or sent.error is None or self.abandoned or self.run.scope.closed:
+            return sent
+        again = (self.tool.retry or NO_RETRY)(tries, sent.error)
+        return sent if again is None else sent._replace(delay=again.delay)
+
+    async def _settle(
+        self, row: StepRecord, outcome: Outcome, data: bytes | None = None, error: bytes | None = None
+    ) -> None:
+        """Ends the intent; if the job gave up waiting for it, it replays as given up, with what came of it."""
+        self._finish(row, Outcome.CANCELLED if self.abandoned else outcome, data, error)
+        await self.journal.commit(update=(row,))
+        if self.run.keeper.events.active:
+            self.run.announce(row)
+
+    def _finish(
+        self, row: StepRecord, outcome: Outcome, data: bytes | None = None, error: bytes | None = None
+    ) -> None:
+        row.due = None
+        self.journal.finish(row, outcome, data, None if error is None else self.journal.redact(error))
+        self.journal.effects.note(row)
+        if outcome == Outcome.CANCELLED:
+            self.journal.put(update=(row,))
+
+    async def _came_to(self, row: StepRecord, sent: _Sent) -> Any:
+        if sent.unknown:
+            return await self._resolve(row)
+        if sent.error is not None:
+            raise sent.error
+        return decode(sent.data or b"null", self.shape.returns)
+
+    # --- what nobody knows the outcome of ------------------------------------------------------------
+
+    async def _resolve(self, row: StepRecord) -> Any:
+        """Finds out what became of a call: by its receiver's memory of the key, its probe, or a person."""
+        self.call_key = row.call_key or ""
+        self.journal.effects.note(row)
+        self.journal.open[row.key] = row
+        now = self.journal.clock()
+        if self.tool.key_lifetime is not None and now - row.started < self.tool.key_lifetime:
+            return await self._send_again(row)
+        found: Found | NotDone | None = None
+        if self.tool.probe is not None:
+            await self._until_quiet(row)
+            found = await probed(self.tool, self._as_call(), self._warn)
+        if found is None:
+            found = await self._ask_what_happened()
+        if isinstance(found, Found):
+            return await self._came_to(row, await self._record_value(row, found.value))
+        if row.error is None:  # a crash cut it off: this is still the same call
+            return await self._send_again(row)
+        error = StepError("NotDone", f"{self.name}: {stored_message(row)}. It did not happen", step=self.key)
+        await self._settle(row, Outcome.ERROR, error=error_bytes(error, not_done=True))
+        raise error
+
+    async def _send_again(self, row: StepRecord) -> Any:
+        """The same call, with the same key."""
+        row.started, row.due, row.error = self.journal.clock(), None, None
+        await self._intend(row, insert=False)
+        return await self._came_to(row, await self._send(row, self.journal.retries_of(self.key) + 1))
+
+    async def _until_quiet(self, row: StepRecord) -> None:
+        """A frozen worker that thaws may still be sending: until its lease and the tool's time are over."""
+        quiet = row.started + self.run.keeper.lease_seconds + (self.tool.timeout or 0.0)
+        if self.journal.clock() < quiet:
+            row.due = quiet
+            self.journal.put(update=(row,))
+            await self.run.answered(row, mark=False)
+
+    async def _ask_what_happened(self) -> Found | NotDone:
+        result = {"type": "object", "properties": {"result": {}}, "required": ["result"], "additionalProperties": False}
+        answer = await self._ask(
+            "happened",
+            f"Did this happen: {self._shown()}? Nobody knows, and it must not be done twice.",
+            {"anyOf": [_YES_OR_NO, result]},
+        )
+        if answer is False:
+            return NotDone(f"{self.name}: a person says that it did not happen")
+        return Found(answer["result"] if isinstance(answer, dict) else None)
+
+    def _warn(self, message: str) -> None:
+        self.run.keeper.warn(self.key, message)
+
+    # --- people and clients ----------------------------------------------------------------------------
+
+    async def _be_approved(self) -> None:
+        """Returns once a person approved these arguments; a refusal is the call's error."""
+        try:
+            needed = self.tool.needs_approval(self.arguments)
+        except Exception as problem:
+            await self._fail(self.run.step_error(self.key, f"approve= of {self.name}", problem))
+            return
+        self.verdict = needed if callable(self.tool.approve) else None
+        if not needed:
+            return
+        deadline = self.tool.deadline
+        default = False if deadline is not None and deadline.then == "deny" else MISSING
+        approved = await self._ask("approve", f"May it do this: {self._shown()}?", _YES_OR_NO, default)
+        if not approved:
+            action = self.journal.answers_given.get(f"{self.key}#approve")
+            reason = (action.answer_reason if action else None) or ("" if action else "nobody answered in time")
+            await self._fail(
+                StepError("Rejected", f"{self.name}: a person refused it{f': {reason}' if reason else ''}", step=self.key)
+            )
+
+    async def _ask(self, name: str, question: str, schema: dict[str, Any], default: Any = MISSING) -> Any:
+        """An action of this call's own, bound to its arguments: with others it is asked again."""
+        run = self.run
+        input = {"question": question, "tool": self.name, "arguments": orjson.loads(self.written), "schema": schema}
+        key = f"{self.key}#{name}"
+        fingerprint = digest(canonical(input))
+        row = self.journal.find(run.scope, key, name, Kind.ASK, fingerprint)
+        if row is not None and row.fingerprint != fingerprint:
+            self.journal.put(supersede=[(row.key, row.attempt)])
+            self.journal.open.pop(row.key, None)
+            row = None
+        deadline = self.tool.deadline if name == "approve" else None
+        return await run.wait_for(key, name, Kind.ASK, input, deadline, Any, row, default)
+
+    async def _client_does_it(self, row: StepRecord | None) -> Any:
+        """Waits for the client to execute the tool, and hand in what it gave."""
+        deadline = self.tool.deadline
+        default: Any = MISSING
+        if deadline is not None and deadline.then == "deny":
+            default = StepError("Denied", f"{self.name}: no output was handed in in time", step=self.key)
+        elif deadline is not None and deadline.then == "default":
+            default = deadline.default
+        return await self.run.wait_for(
+            self.key, self.name, Kind.TOOL, orjson.loads(self.input), deadline, self.shape.returns, row, default
+        )
+
+    def _shown(self) -> str:
+        arguments = ", ".join(f"{name}={orjson.dumps(value).decode()}" for name, value in orjson.loads(self.written).items())
+        return f"{self.name}({arguments})"
+
+    # --- small parts -------------------------------------------------------------------------------
+
+    def _adoptable(self) -> tuple[str, StepRecord] | None:
+        key, earlier = self.journal.effects.assign(self.name, self.written)
+        if earlier is None:
+            self.journal.effects.give_back(key)
+            return None
+        return key, earlier
+
+    async def _adopt(self, adopted: tuple[str, StepRecord]) -> Any:
+        """Takes over what changed code left behind: its result, key, approval and undo. Nothing is sent."""
+        self.call_key, earlier = adopted
+        row = self._row(None)
+        row.started = earlier.started
+        row.error = earlier.error if fate_of(earlier) is Fate.UNKNOWN else None
+        self.journal.effects.note(row)
+        self.journal.open[row.key] = row
+        self.journal.put((row,))
+        if fate_of(earlier) is Fate.UNKNOWN:
+            return await self._resolve(row)
+        await self._settle(row, Outcome.VALUE, earlier.value or b"null")
+        return decode(row.value or b"null", self.shape.returns)
+
+    def _row(self, outcome: Outcome | None, error: bytes | None = None) -> StepRecord:
+        row = self.journal.row(
+            self.run.scope.path, self.key, self.name, Kind.TOOL, outcome, self.journal.clock(), self.fingerprint,
+            input=self._input(), error=error, call_key=self.call_key or None, undo=undo_of(self.tool),
+        )  # fmt: skip
+        row.code = self.shape.code
+        return row
+
+    def _input(self) -> bytes:
+        if self.verdict is None:
+            return self.input
+        return self.input[:-1] + (b',"approval":true}' if self.verdict else b',"approval":false}')
+
+    async def _fail(self, error: StepError) -> Any:
+        """The call was refused before anything was sent."""
+        self.call_key = ""
+        await self.run.commit(self._row(Outcome.ERROR, self.journal.redact(error_bytes(error))))
+        raise error
+
+
+def undo_of(tool: Tool[..., Any]) -> str | None:
+    """The name under which the undo is found again, in whatever process."""
+    return None if tool.undo is None else name_of(tool.undo)
+
+
+def name_of(fn: Any) -> str:
+    inner = fn.fn if isinstance(fn, Tool) else fn
+    return str(getattr(inner, "__qualname__", type(inner).__qualname__))
+
+
+async def called(fn: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+    """What an async function gives; a sync one runs in a thread."""
+    if shape_of(fn).is_async:
+        return await fn(*args, **arguments)
+    return await awaited(await asyncio.to_thread(fn, *args, **arguments))
+
+
+async def probed(tool: Tool[..., Any], call: Call, warn: Callable[[str], None]) -> Found | NotDone | None:
+    """What the tool's probe found, or None if it does not know either."""
+    assert tool.probe is not None
+    for delay in (*PROBE_DELAYS, None):
+        try:
+            async with asyncio.timeout(tool.timeout or PROBE_SECONDS):
+                found = await called(tool.probe, call)
+        except NotDone as found_out:
+            return found_out
+        except Exception as problem:
+            warn(f"its probe failed: {type(problem).__name__}: {problem}")
+            if delay is not None:
+                await asyncio.sleep(delay)
+            continue
+        if found is NotDone or isinstance(found, NotDone):
+            return found if isinstance(found, NotDone) else found()
+        return None if found is None else Found(found)
+    return None
+
+
+def outcome_is_unknown(problem: BaseException, tool: Tool[..., Any]) -> bool:
+    """Whether a call that failed so may have been done nevertheless.
+
+    A timeout, a connection lost after sending, and HTTP 5xx may; a connection that was never made may
+    not. Looks at what the error was raised from, too.
+    """
+    cause: BaseException | None = problem
+    while cause is not None:
+        if isinstance(cause, NotDone):
+            return False
+        if isinstance(cause, (Unknown, *tool.unknown)):
+            return True
+        names = {kind.__name__ for kind in type(cause).__mro__}
+        if isinstance(cause, ConnectionRefusedError) or names & _NOT_SENT:
+            return False
+        if isinstance(cause, TimeoutError | ConnectionError | EOFError) or names & _LOST_ON_THE_WAY:
+            return True
+        if _status_of(cause) >= _SERVER_ERROR:
+            return True
+        cause = cause.__cause__ or getattr(cause, "reason", None)
+        cause = cause if isinstance(cause, BaseException) else None
+    return False
+
+
+def _status_of(problem: BaseException) -> int:
+    places = (problem, getattr(problem, "response", None))
+    found = (getattr(place, name, None) for place in places for name in ("status_code", "status", "code"))
+    return next((status for status in found if isinstance(status, int)), 0)
+
+
+def stored_message(row: StepRecord) -> str:
+    return str(orjson.loads(row.error or b"{}").get("message", "it was cut off"))
+
+
+def _not_sent(name: str) -> StepError:
+    return StepError("CancelledError", f"{name!r} was cancelled before it was sent")

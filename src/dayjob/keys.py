@@ -1,0 +1,80 @@
+"""Idempotency keys: what a receiver, and the journal, know a call by that changes something."""
+
+from __future__ import annotations
+
+import itertools
+from enum import Enum
+
+import orjson
+
+from dayjob.runs import Outcome, StepRecord
+from dayjob.values import canonical, digest
+
+
+class Fate(Enum):
+    """What became of a call that changes something, as far as the journal tells."""
+
+    UNKNOWN = "unknown"
+    DONE = "done"
+    FAILED = "failed"
+    NOT_DONE = "not done"
+
+
+def fate_of(row: StepRecord) -> Fate:
+    if row.value is not None:
+        return Fate.DONE
+    error = orjson.loads(row.error) if row.error else {"unknown": True}
+    if error.get("done"):
+        return Fate.DONE
+    if error.get("unknown"):
+        return Fate.UNKNOWN
+    return Fate.NOT_DONE if error.get("not_done") else Fate.FAILED
+
+
+class Effects:
+    """The keys of a run's calls: given out once, found again after a crash or a change of the code."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._latest: dict[str, StepRecord] = {}
+        self._given: set[str] = set()
+
+    def note(self, row: StepRecord) -> None:
+        if row.call_key is not None:
+            self._latest[row.call_key] = row
+
+    def assign(self, tool: str, arguments: bytes) -> tuple[str, StepRecord | None]:
+        """The key of a new call, and the superseded call that it adopts, if there is one.
+
+        Equal calls are numbered. A call that failed leaves its number to the next equal one, so that a
+        receiver can recognise it, unless it certainly was not done.
+        """
+        for number in itertools.count():
+            key = digest(canonical([self._run, tool, number]) + arguments).hex()
+            row = self._latest.get(key)
+            if row is None:
+                if key not in self._given:
+                    self._given.add(key)
+                    return key, None
+                continue
+            fate = fate_of(row)
+            if fate is Fate.FAILED:
+                return key, None
+            left_behind = row.outcome == Outcome.SUPERSEDED and not self.was_undone(key)
+            if left_behind and fate in (Fate.DONE, Fate.UNKNOWN):
+                return key, row
+        raise AssertionError
+
+    def give_back(self, key: str) -> None:
+        """The key was not used after all."""
+        self._given.discard(key)
+
+    def was_undone(self, key: str) -> bool:
+        return undo_key(key) in self._latest
+
+    def unresolved(self) -> list[StepRecord]:
+        return [row for row in self._latest.values() if row.outcome is None]
+
+
+def undo_key(call_key: str) -> str:
+    return digest(b"undo " + call_key.encode()).hex()
