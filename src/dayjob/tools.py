@@ -260,8 +260,8 @@ class Tool(Generic[P, R]):
         given = _parsed(arguments)
         expected: dict[str, dict[str, str]] = {}
         for each in error.errors(include_url=False, include_context=False):
-            place = _shorten_text(".".join([self.name, *map(str, _place(each, given))]), 160)
-            got = "" if each["type"] in ("missing", "extra_forbidden") else f"; got {_shorten(each['input'])}"
+            place = shorten_text(".".join([self.name, *map(str, _place(each, given))]), 160)
+            got = "" if each["type"] in ("missing", "extra_forbidden") else f"; got {shorten(each['input'])}"
             expected.setdefault(place, {}).setdefault(_expectation(each, properties), got)
         complaints = [
             f"{place}: {', or '.join(told)}{[*told.values()][-1]}" for place, told in expected.items()
@@ -317,7 +317,7 @@ def definition_of(given: Tool[..., Any] | Callable[..., Any] | Mapping[str, Any]
     if given.get("type") != "function" or not isinstance(function, Mapping) or "name" not in function:
         raise InputError(
             'tools: a tool given as a dict looks like {"type": "function", "function": '
-            f'{{"name": …, "parameters": …}}}}; got {_shorten(given)}'
+            f'{{"name": …, "parameters": …}}}}; got {shorten(given)}'
         )
     return dict(given)
 
@@ -452,12 +452,10 @@ def _jsonable(value: object) -> Any:
 
 
 def _parsed(arguments: Any) -> Any:
-    if not isinstance(arguments, str | bytes):
-        return arguments
     from pydantic_core import from_json
 
     try:
-        return from_json(arguments)
+        return from_json(arguments) if isinstance(arguments, str | bytes) else arguments
     except ValueError:
         return None
 
@@ -496,9 +494,9 @@ _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 4, 80, 80, 80
 
 
-def _shorten(value: object) -> str:
-    return _shorten_text(_brief.repr(value))
+def shorten(value: object) -> str:
+    return shorten_text(_brief.repr(value))
 
 
-def _shorten_text(text: str, length: int = 80) -> str:
+def shorten_text(text: str, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
