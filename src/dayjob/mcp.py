@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from itertools import islice
+from os import PathLike
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,14 +49,14 @@ class McpServer:
 
     def __init__(
         self,
-        command: str,
-        *args: str,
+        command: str | PathLike[str],
+        *args: str | PathLike[str],
         env: Mapping[str, str] | None = None,
         prefix: str = "",
         effects: Mapping[str, Effect] | None = None,
         timeout: float = 60.0,
     ) -> None:
-        self.command = (command, *args)
+        self.command = [str(part) for part in (command, *args)]
         self.env = dict(env or {})
         self.prefix = prefix
         self.effects = dict(effects or {})

@@ -22,7 +22,7 @@ SHOP = Path(__file__).with_name("mcp_server.py")
 
 
 def shop(*habits: str | Path, **options: Any) -> McpServer:
-    return McpServer(sys.executable, str(SHOP), *map(str, habits), **options)
+    return McpServer(sys.executable, SHOP, *habits, **options)
 
 
 def by_name(tools: list[Tool[..., Any]]) -> dict[str, Tool[..., Any]]:
