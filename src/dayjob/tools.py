@@ -23,6 +23,7 @@ import inspect
 import json
 import math
 import re
+import reprlib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ Undo = Callable[["Call", Any], Any]
 Probe = Callable[["Call"], Any]
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_COMPLAINTS = 10
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -246,9 +248,9 @@ class Tool(Generic[P, R]):
         try:
             if isinstance(arguments, str | bytes):
                 return self._arguments.validate_json(arguments.strip() or "{}")
-            return self._arguments.validate_python(dict(arguments))
+            return self._arguments.validate_python(arguments)
         except ValidationError as error:
-            raise InputError(self._complaint(error)) from None
+            raise InputError(self._complaint(error, arguments)) from None
 
     @cached_property
     def _docstring(self) -> Docstring:
@@ -282,11 +284,20 @@ class Tool(Generic[P, R]):
             raise InputError(f"{self.name}: examples: {problem}") from None
         return f"Example: {json.dumps(_jsonable(dict(example)), ensure_ascii=False)}"
 
-    def _complaint(self, error: Any) -> str:
-        return "; ".join(
-            _complaint(self.name, self.parameters["properties"], each)
-            for each in error.errors(include_url=False, include_context=False)
-        )
+    def _complaint(self, error: Any, arguments: Any) -> str:
+        """Says once of each place what would have fitted there."""
+        properties = self.parameters["properties"]
+        given = _parsed(arguments)
+        expected: dict[str, dict[str, str]] = {}
+        for each in error.errors(include_url=False, include_context=False):
+            place = shorten_text(".".join([self.name, *map(str, _place(each, given))]), 160)
+            got = "" if each["type"] in ("missing", "extra_forbidden") else f"; got {shorten(each['input'])}"
+            expected.setdefault(place, {}).setdefault(_expectation(each, properties), got)
+        complaints = [
+            f"{place}: {', or '.join(told)}{[*told.values()][-1]}" for place, told in expected.items()
+        ]
+        more = len(complaints) - _COMPLAINTS
+        return "; ".join(complaints[:_COMPLAINTS] + ([f"and {more} more"] if more > 0 else []))
 
 
 @overload
@@ -342,7 +353,7 @@ def definition_of(given: Tool[..., Any] | Callable[..., Any] | Mapping[str, Any]
     if given.get("type") != "function" or not isinstance(function, Mapping) or "name" not in function:
         raise InputError(
             'tools: a tool given as a dict looks like {"type": "function", "function": '
-            f'{{"name": …, "parameters": …}}}}; got {_shorten(given)}'
+            f'{{"name": …, "parameters": …}}}}; got {shorten(given)}'
         )
     return dict(given)
 
@@ -387,7 +398,7 @@ def _is_call(annotation: Any, module: dict[str, Any]) -> bool:
     try:
         return _resolved({"call": annotation}, module)["call"] is Call
     except (NameError, AttributeError, SyntaxError, TypeError):  # imported for type checkers only
-        return annotation in ("Call", "dayjob.Call")
+        return annotation.strip("'\"") in ("Call", "dayjob.Call")
 
 
 def _resolved(annotations: dict[str, Any], module: dict[str, Any]) -> dict[str, Any]:
@@ -415,6 +426,11 @@ def _arguments_of(
             raise InputError(
                 f"{tool_name}.{name}: a Call comes first, as `call: Call`, and cannot be left out"
             )
+        if type(parameters[name].default).__name__ == "FieldInfo":
+            raise InputError(
+                f"{tool_name}.{name}: its default is a Field, which is no value; "
+                f"write `{name}: Annotated[type, Field(…)] = value`"
+            )
     return [
         (name, hints[name], parameter.default is parameter.empty) for name, parameter in parameters.items()
     ]
@@ -431,7 +447,7 @@ def _typed_dict(name: str, fields: list[tuple[str, Any, bool]]) -> Any:
         name,
         {field: hint if required else NotRequired[hint] for field, hint, required in fields},
     )
-    arguments.__pydantic_config__ = {"extra": "forbid"}
+    arguments.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
     return arguments
 
 
@@ -471,13 +487,36 @@ def _jsonable(value: object) -> Any:
     return TypeAdapter(object).dump_python(value, mode="json")
 
 
-def _complaint(tool_name: str, properties: Mapping[str, Any], error: Mapping[str, Any]) -> str:
-    where = ".".join([tool_name, *map(str, error["loc"])])
+def _parsed(arguments: Any) -> Any:
+    from pydantic_core import from_json
+
+    try:
+        return from_json(arguments) if isinstance(arguments, str | bytes) else arguments
+    except ValueError:
+        return None
+
+
+def _place(error: Mapping[str, Any], given: Any) -> list[Any]:
+    """Where it does not fit. Of a union pydantic also names the member, which is no place in what was given."""
+    place = []
+    for part in error["loc"]:
+        try:
+            given = given[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        place.append(part)
+    return [*place, error["loc"][-1]] if error["type"] == "missing" else place
+
+
+def _expectation(error: Mapping[str, Any], properties: Mapping[str, Any]) -> str:
+    at_the_top = len(error["loc"]) == 1
     if error["type"] == "missing":
-        return f"{where}: is missing{_expected(properties.get(error['loc'][0]))}"
-    if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
-        return f"{where}: is unknown; expected {', '.join(properties) or 'no arguments'}"
-    return f"{where}: {error['msg'].removeprefix('Input ')}; got {_shorten(error['input'])}"
+        return f"is missing{_expected(properties.get(error['loc'][0]) if at_the_top else None)}"
+    if error["type"] == "extra_forbidden":
+        return "is unknown" + (f"; expected {', '.join(properties) or 'no arguments'}" if at_the_top else "")
+    if error["type"] in ("dict_type", "model_type", "model_attributes_type", "dataclass_type"):
+        return "should be an object"
+    return str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
 
 
 def _expected(schema: Mapping[str, Any] | None) -> str:
@@ -487,6 +526,13 @@ def _expected(schema: Mapping[str, Any] | None) -> str:
     return f"; expected {schema['type']}{described}"
 
 
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 4, 80, 80, 80
+
+
+def shorten(value: object) -> str:
+    return shorten_text(_brief.repr(value))
+
+
+def shorten_text(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

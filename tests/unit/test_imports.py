@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 HEAVY = (
-    "anthropic", "fastapi", "genai_prices", "httpx", "httpx2", "jsonschema", "openai", "pydantic", "rich",
+    "anthropic", "fastapi", "genai_prices", "httpx", "httpx2", "jsonschema", "mcp", "openai", "pydantic", "rich",
     "sqlite3", "starlette", "typer", "uvicorn", "xllamacpp",
 )  # fmt: skip
 

@@ -24,6 +24,7 @@ from rich.text import Text
 from dayjob import doctor as doctors
 from dayjob import trace
 from dayjob.app import Dayjob
+from dayjob.cli.catalogue import catalogue_of, show_tools
 from dayjob.cli.files import (
     check_model,
     job_named,
@@ -383,6 +384,16 @@ async def _tell(store: str, run: str, give: Callable[[Dayjob], Coroutine[Any, An
 
 def _me() -> str:
     return os.environ.get("USER") or os.environ.get("USERNAME") or "command line"
+
+
+@app.command()
+def tools(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A Python file with tools.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show the tools in FILE as a model sees them, and where they leave it guessing."""
+    entries = asyncio.run(catalogue_of(file))
+    print_json({"data": [entry.fields() for entry in entries]}) if as_json else show_tools(entries)
 
 
 @app.command()

@@ -26,10 +26,7 @@ DEBUG = "DAYJOB_DEBUG"
 
 def load(target: str) -> tuple[Path, dict[str, Job]]:
     """The jobs in FILE (or FILE:JOB). Raises InputError saying what is wrong with it."""
-    path = Path(_file_of(target)).expanduser().absolute()
-    if not path.is_file():
-        raise InputError(f"{path}: {'is no file' if path.exists() else 'no such file'}; expected FILE.py:JOB")
-    module = _imported(path)
+    path, module = imported(target)
     found = [value for value in vars(module).values() if isinstance(value, Job)]
     jobs: dict[str, Job] = {}
     for job in found:
@@ -38,6 +35,14 @@ def load(target: str) -> tuple[Path, dict[str, Job]]:
     if not jobs:
         raise InputError(f"{path}: has no job; decorate an async function with @job")
     return path, jobs
+
+
+def imported(target: str) -> tuple[Path, ModuleType]:
+    """FILE (or FILE:JOB) as a module. Raises InputError saying what is wrong with it."""
+    path = Path(_file_of(target)).expanduser().absolute()
+    if not path.is_file():
+        raise InputError(f"{path}: {'is no file' if path.exists() else 'no such file'}; expected FILE.py:JOB")
+    return path, _imported(path)
 
 
 def job_of(target: str, jobs: dict[str, Job]) -> Job:

@@ -51,7 +51,7 @@ def _wanted(action: Action) -> str:
 
 
 def runs_table(found: Sequence[RunRecord]) -> Table:
-    table = _table("run", "job", "status", "begun", ">took", ">tokens", ">dollars", "")
+    table = new_table("run", "job", "status", "begun", ">took", ">tokens", ">dollars", "")
     for record in found:
         over = record.ended is not None
         took = trace.seconds(record.ended - record.started) if record.ended and record.started else ""
@@ -82,7 +82,7 @@ def _remark(record: RunRecord) -> Text:
 
 
 def summary_table(summary: Sequence[dict[str, Any]]) -> Table:
-    table = _table(
+    table = new_table(
         "job",
         ">runs",
         ">active",
@@ -111,7 +111,7 @@ def print_table(table: Table) -> None:
     out.print(table, soft_wrap=True)
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         right = column.startswith(">")
