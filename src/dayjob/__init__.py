@@ -16,13 +16,14 @@ from dayjob.jobs import job
 from dayjob.retry import Again, Retry
 from dayjob.run import Run
 from dayjob.runs import Status
-from dayjob.tools import Call, tool
+from dayjob.tools import Call, Deadline, tool
 
 __all__ = [
     "Again",
     "Call",
     "Dayjob",
     "DayjobError",
+    "Deadline",
     "Handle",
     "InputError",
     "NotDone",

@@ -32,6 +32,7 @@ from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
 from dayjob.run import new_run
 from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, new_id
+from dayjob.steps import APPROVE, CHANGED, HAPPENED
 from dayjob.stores import InboxItem, Store, open_store
 from dayjob.values import Redactor, decode, encode
 from dayjob.worker import Worker
@@ -273,8 +274,7 @@ class Dayjob:
 
     async def actions(self, run_id: str | None = None) -> list[Action]:
         """What runs wait for from outside, oldest first."""
-        rows = await self.store.open_steps(run_id, [Kind.ASK])
-        return [_action(row) for row in rows]
+        return [_action(row) for row in await self.store.open_actions(run_id)]
 
     async def answer(
         self, run_id: str, action_id: str, value: Any, by: str | None = None, reason: str | None = None
@@ -287,17 +287,25 @@ class Dayjob:
         data = self.redact(encode(value))
         if action.schema:
             _check(action, orjson.loads(data))
-        if not await self.store.answer(run_id, action_id, data, by, reason):
+        if not await self.store.answer(run_id, action.key, data, by, reason, action.attempt):
             raise UnknownAction(f"{run_id}: {action_id!r} was answered meanwhile, or its time is up")
         self._poke(run_id)
 
     async def approve(self, run_id: str, action_id: str, by: str | None = None) -> None:
         """Answers an action that asks for a yes."""
-        await self.answer(run_id, action_id, True, by)
+        await self._decide(run_id, action_id, True, by, None)
 
     async def reject(self, run_id: str, action_id: str, reason: str = "", by: str | None = None) -> None:
         """Answers an action that asks for a yes with a no."""
-        await self.answer(run_id, action_id, False, by, reason or None)
+        await self._decide(run_id, action_id, False, by, reason or None)
+
+    async def _decide(
+        self, run_id: str, action_id: str, yes: bool, by: str | None, reason: str | None
+    ) -> None:
+        action = await self._action(run_id, action_id)
+        if action.kind == "tool":
+            raise InputError(f"{action_id}: is no yes or no; hand in what {action.tool} gave, by an answer")
+        await self.answer(run_id, action_id, yes, by, reason)
 
     async def send(self, run_id: str, name: str, value: Any = None) -> None:
         """Sends a value that the run receives by `run.event(name)`, now or when it comes to it.
@@ -378,8 +386,10 @@ class Dayjob:
             _resolve(future, record)
 
     async def _action(self, run_id: str, action_id: str) -> Action:
-        row = await self.store.open_step(run_id, action_id)
-        if row is None or row.kind != Kind.ASK:
+        key, _, attempt = action_id.rpartition("@")
+        row = await self.store.open_action(run_id, key if key and attempt.isdigit() else action_id)
+        row = row or await self.store.open_action(run_id, action_id)
+        if row is None or _action(row).id != action_id:
             await self.get(run_id)
             waiting = ", ".join(repr(action.id) for action in await self.actions(run_id)) or "nothing"
             raise UnknownAction(f"{run_id}: does not wait for {action_id!r}; it waits for {waiting}")
@@ -485,10 +495,10 @@ class Handle:
                     if step.seq is not None and step.seq > seen:
                         seen = step.seq
                         yield RunEvent("step.finished", {"step": step}, str(seen))
-                for step in await self._app.store.open_steps(self.id, [Kind.ASK]):
-                    if step.key not in opened:
-                        opened.add(step.key)
-                        yield RunEvent("action.required", {"action": _action(step)})
+                for action in await self._app.actions(self.id):
+                    if action.id not in opened:
+                        opened.add(action.id)
+                        yield RunEvent("action.required", {"action": action})
                 if record.status != status:
                     status = record.status
                     yield RunEvent("run.status", {"status": status, "reason": record.reason}, str(seen))
@@ -575,14 +585,13 @@ def _check_text(name: str, text: Any) -> None:
 def _action(row: StepRecord) -> Action:
     input = orjson.loads(row.input or b"{}")
     return Action(
-        row.key,
-        row.run,
-        row.kind,
-        input.get("question", ""),
-        input.get("schema"),
-        row.due,
-        row.started,
-    )
+        row.key if row.attempt == 1 else f"{row.key}@{row.attempt}", row.run, _ACTION_KINDS.get(row.name, row.kind),
+        input.get("question", ""), input.get("schema"), row.due, row.started, input.get("tool"),
+        input.get("arguments"), row.key, row.attempt,
+    )  # fmt: skip
+
+
+_ACTION_KINDS = {APPROVE: "approval", HAPPENED: "happened", CHANGED: "change"}
 
 
 def _check(action: Action, value: Any) -> None:

@@ -43,9 +43,7 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
         attempt += 1
         started = journal.clock()
         if run.keeper.events.active:
-            run.keeper.events.emit(
-                "step.started", run=run.id, key=key, name=name, kind=kind, attempt=attempt
-            )
+            run.keeper.events.emit("step.started", run=run.id, key=key, name=name, kind=kind, attempt=attempt)
         before = cancellings()
         value = data = error = None
         run.keeper.busy += 1

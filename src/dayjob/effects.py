@@ -24,9 +24,9 @@ from dayjob.keys import Fate, fate_of
 from dayjob.retry import NO_RETRY
 from dayjob.runs import Kind, Outcome, StepRecord
 from dayjob.shapes import shape_of
-from dayjob.steps import MISSING, Steps, awaited, cancellings, never
-from dayjob.tools import Call, Tool
-from dayjob.values import canonical, decode, digest, secrets_in
+from dayjob.steps import APPROVE, HAPPENED, MISSING, Steps, awaited, cancellings, never
+from dayjob.tools import Call, Deadline, Tool
+from dayjob.values import canonical, decode, digest, schema_of, secrets_in
 
 PROBE_SECONDS = 60.0
 PROBE_DELAYS = (0.5, 1.0, 2.0)
@@ -34,7 +34,9 @@ PROBE_DELAYS = (0.5, 1.0, 2.0)
 
 _YES_OR_NO = {"type": "boolean"}
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError", "gaierror"})
-_LOST_ON_THE_WAY = frozenset({"TransportError", "ClientConnectionError", "ConnectionError", "Timeout", "HTTPException"})
+_LOST_ON_THE_WAY = frozenset(
+    {"TransportError", "ClientConnectionError", "ConnectionError", "Timeout", "HTTPException"}
+)
 _SERVER_ERROR = 500
 
 
@@ -77,9 +79,10 @@ class ToolStep:
             self.written = self.journal.redact(canonical(self.arguments))
         except NotJSON as problem:
             self.written = b"{}"
-            self.refusal = self.refusal or StepError("NotJSON", f"{self.name}: arguments: {problem}", step=key)
-        self.input = b'{"tool":%b,"arguments":%b}' % (orjson.dumps(self.name), self.written)
-        self.fingerprint = digest(self.input)
+            self.refusal = self.refusal or StepError(
+                "NotJSON", f"{self.name}: arguments: {problem}", step=key
+            )
+        self.fingerprint = digest(orjson.dumps(self.name) + self.written)
 
     async def perform(self) -> Any:
         """The tool's result: the recorded one, or that of the one call which the contract allows."""
@@ -98,10 +101,13 @@ class ToolStep:
         await self._be_approved()
         if tool.external:
             return await self._client_does_it(None)
-        async with run.keeper.slot(tool):
-            if tool.effect == "write" or tool.key_lifetime is not None:
-                return await self._write()
+        if tool.effect == "write" or tool.key_lifetime is not None:
+            return await self._write()
+        release = await run.keeper.slot(tool)
+        try:
             return await self._call()
+        finally:
+            release()
 
     # --- reads, and what may be repeated -----------------------------------------------------------
 
@@ -111,6 +117,7 @@ class ToolStep:
             self.call_key = digest(f"{self.run.id} {self.key}".encode()).hex()
         else:
             self.call_key, _ = self.journal.effects.assign(self.name, self.written)
+            await self._be_allowed(self.journal.commit(intent=True))
         step = FunctionCall(
             self.key, self.name, self._invoke, (), self.shape, self._input(), self.fingerprint, tool.timeout, Kind.TOOL,
             None if tool.effect == "read" else self.call_key, undo_of(tool),
@@ -119,7 +126,7 @@ class ToolStep:
 
     async def _invoke(self) -> Any:
         self.attempt += 1
-        arguments = (self._as_call(), ) if self.tool.wants_call else ()
+        arguments = (self._as_call(),) if self.tool.wants_call else ()
         return await called(self.tool.fn, *arguments, **self.arguments)
 
     def _as_call(self) -> Call:
@@ -135,41 +142,48 @@ class ToolStep:
         while True:
             tries += 1
             row = self._row(None)
-            await self._intend(row, insert=True)
-            sent = await self._send(row, tries)
+            sent = await self._intend_and_send(row, tries, insert=True)
             if sent.delay is None:
                 return await self._came_to(row, sent)
             assert sent.error is not None
             await self.run.pause(self.key, tries, sent.delay, sent.error)
 
-    async def _intend(self, row: StepRecord, insert: bool) -> None:
-        """Durable before anything is sent; refused once somebody has cancelled the run."""
-        rows = {"insert": (row,)} if insert else {"update": (row,)}
+    async def _intend_and_send(self, row: StepRecord, tries: int, insert: bool) -> _Sent:
+        """Sends it once the intent is durable, in a task of its own: what has begun is not cut off, but recorded."""
         self.journal.effects.note(row)
         self.journal.open[row.key] = row
+        release = await self.run.keeper.slot(self.tool)
         try:
-            await self.journal.commit(**rows, intent=True)
-        except IntentRefused:
-            self.run.keeper.poke()
-            await never()
+            rows = {"insert": (row,)} if insert else {"update": (row,)}
+            await self._be_allowed(self.journal.commit(**rows, intent=True))
         except asyncio.CancelledError:
+            release()
             if not self.run.scope.closed:  # it was not sent, and never will be
                 self._finish(row, Outcome.CANCELLED, error=error_bytes(_not_sent(self.name), not_done=True))
+                self.journal.put(update=(row,))
             raise
-
-    async def _send(self, row: StepRecord, tries: int) -> _Sent:
-        """Sends it in a task of its own: a write that has begun is neither cut off nor left unrecorded."""
-        task = self.run.keeper.send(self._sending(row, tries))
+        task = self.run.keeper.send(self._sending(row, tries), self.tool.timeout)
+        task.add_done_callback(lambda _: release())
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             self.abandoned = not self.run.scope.closed
             raise
 
+    async def _be_allowed(self, intent: asyncio.Future[None]) -> None:
+        """Goes on once the intent is durable, and never if the run was cancelled before."""
+        try:
+            await intent
+        except IntentRefused:
+            self.run.keeper.poke()
+            await never()
+
     async def _sending(self, row: StepRecord, tries: int) -> _Sent:
         run, tool, keeper = self.run, self.tool, self.run.keeper
         if keeper.events.active:
-            keeper.events.emit("step.started", run=run.id, key=self.key, name=self.name, kind=Kind.TOOL, attempt=tries)
+            keeper.events.emit(
+                "step.started", run=run.id, key=self.key, name=self.name, kind=Kind.TOOL, attempt=tries
+            )
         before = cancellings()
         keeper.busy += 1
         try:
@@ -236,8 +250,6 @@ class ToolStep:
         row.due = None
         self.journal.finish(row, outcome, data, None if error is None else self.journal.redact(error))
         self.journal.effects.note(row)
-        if outcome == Outcome.CANCELLED:
-            self.journal.put(update=(row,))
 
     async def _came_to(self, row: StepRecord, sent: _Sent) -> Any:
         if sent.unknown:
@@ -273,8 +285,8 @@ class ToolStep:
     async def _send_again(self, row: StepRecord) -> Any:
         """The same call, with the same key."""
         row.started, row.due, row.error = self.journal.clock(), None, None
-        await self._intend(row, insert=False)
-        return await self._came_to(row, await self._send(row, self.journal.retries_of(self.key) + 1))
+        tries = self.journal.retries_of(self.key) + 1
+        return await self._came_to(row, await self._intend_and_send(row, tries, insert=False))
 
     async def _until_quiet(self, row: StepRecord) -> None:
         """A frozen worker that thaws may still be sending: until its lease and the tool's time are over."""
@@ -285,9 +297,14 @@ class ToolStep:
             await self.run.answered(row, mark=False)
 
     async def _ask_what_happened(self) -> Found | NotDone:
-        result = {"type": "object", "properties": {"result": {}}, "required": ["result"], "additionalProperties": False}
+        result = {
+            "type": "object",
+            "properties": {"result": {}},
+            "required": ["result"],
+            "additionalProperties": False,
+        }
         answer = await self._ask(
-            "happened",
+            HAPPENED,
             f"Did this happen: {self._shown()}? Nobody knows, and it must not be done twice.",
             {"anyOf": [_YES_OR_NO, result]},
         )
@@ -310,44 +327,64 @@ class ToolStep:
         self.verdict = needed if callable(self.tool.approve) else None
         if not needed:
             return
-        deadline = self.tool.deadline
-        default = False if deadline is not None and deadline.then == "deny" else MISSING
-        approved = await self._ask("approve", f"May it do this: {self._shown()}?", _YES_OR_NO, default)
-        if not approved:
-            action = self.journal.answers_given.get(f"{self.key}#approve")
-            reason = (action.answer_reason if action else None) or ("" if action else "nobody answered in time")
-            await self._fail(
-                StepError("Rejected", f"{self.name}: a person refused it{f': {reason}' if reason else ''}", step=self.key)
+        try:
+            approved = await self._ask(
+                APPROVE, f"May it do this: {self._shown()}?", _YES_OR_NO, self.tool.deadline
             )
+        except StepError as denied:
+            await self._fail(denied)
+            return
+        if not approved:
+            reason = self.journal.reasons.get(self.key + APPROVE)
+            told = f"{self.name}: a person refused it{f': {reason}' if reason else ''}"
+            await self._fail(StepError("Rejected", told, step=self.key))
 
-    async def _ask(self, name: str, question: str, schema: dict[str, Any], default: Any = MISSING) -> Any:
+    async def _ask(
+        self, name: str, question: str, schema: dict[str, Any], deadline: Deadline | None = None
+    ) -> Any:
         """An action of this call's own, bound to its arguments: with others it is asked again."""
         run = self.run
-        input = {"question": question, "tool": self.name, "arguments": orjson.loads(self.written), "schema": schema}
-        key = f"{self.key}#{name}"
+        input = {
+            "question": question,
+            "tool": self.name,
+            "arguments": orjson.loads(self.written),
+            "schema": schema,
+        }
+        key = self.key + name
         fingerprint = digest(canonical(input))
         row = self.journal.find(run.scope, key, name, Kind.ASK, fingerprint)
         if row is not None and row.fingerprint != fingerprint:
             self.journal.put(supersede=[(row.key, row.attempt)])
             self.journal.open.pop(row.key, None)
             row = None
-        deadline = self.tool.deadline if name == "approve" else None
-        return await run.wait_for(key, name, Kind.ASK, input, deadline, Any, row, default)
+        if row is not None and row.answer_reason is not None:
+            self.journal.reasons[key] = row.answer_reason
+        return await run.wait_for(key, name, Kind.ASK, input, deadline, Any, row, self._at(deadline))
 
     async def _client_does_it(self, row: StepRecord | None) -> Any:
         """Waits for the client to execute the tool, and hand in what it gave."""
         deadline = self.tool.deadline
-        default: Any = MISSING
-        if deadline is not None and deadline.then == "deny":
-            default = StepError("Denied", f"{self.name}: no output was handed in in time", step=self.key)
-        elif deadline is not None and deadline.then == "default":
-            default = deadline.default
+        input = {
+            "question": f"Do this, and hand in what it gave: {self._shown()}",
+            **orjson.loads(self._input()),
+        }
         return await self.run.wait_for(
-            self.key, self.name, Kind.TOOL, orjson.loads(self.input), deadline, self.shape.returns, row, default
-        )
+            self.key, self.name, Kind.TOOL, input, deadline, self.shape.returns, row, self._at(deadline),
+            self.fingerprint,
+        )  # fmt: skip
+
+    def _at(self, deadline: Deadline | None) -> Any:
+        """The answer when nobody has given one in time."""
+        if deadline is None or deadline.then == "expire":
+            return MISSING
+        if deadline.then == "default":
+            return deadline.default
+        return StepError("Rejected", f"{self.name}: nobody answered in time", step=self.key)
 
     def _shown(self) -> str:
-        arguments = ", ".join(f"{name}={orjson.dumps(value).decode()}" for name, value in orjson.loads(self.written).items())
+        arguments = ", ".join(
+            f"{name}={orjson.dumps(value).decode()}" for name, value in orjson.loads(self.written).items()
+        )
         return f"{self.name}({arguments})"
 
     # --- small parts -------------------------------------------------------------------------------
@@ -382,9 +419,11 @@ class ToolStep:
         return row
 
     def _input(self) -> bytes:
-        if self.verdict is None:
-            return self.input
-        return self.input[:-1] + (b',"approval":true}' if self.verdict else b',"approval":false}')
+        more: dict[str, Any] = {} if self.verdict is None else {"approval": self.verdict}
+        if self.tool.external and self.shape.returns is not Any:
+            more["schema"] = schema_of(self.shape.returns)
+        head = {"tool": self.name, "effect": self.tool.effect, **more}
+        return b'%b,"arguments":%b}' % (orjson.dumps(head)[:-1], self.written)
 
     async def _fail(self, error: StepError) -> Any:
         """The call was refused before anything was sent."""

@@ -8,26 +8,36 @@ the lease, parking and shutdown are never errors that a job could catch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from dayjob.errors import DayjobError, ModelNotConfigured, StepError, StoreError
+from dayjob.errors import DayjobError, InputError, ModelNotConfigured, StepError, StoreError
 from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.join import Wait
 from dayjob.journal import DEFER_SCOPE, Journal, Scope, error_bytes
 from dayjob.models import Model, open_model
 from dayjob.run import Run, new_run
-from dayjob.runs import Kind, RunRecord, Status, StepRecord
+from dayjob.runs import Kind, RunRecord, Status, StepRecord, is_action
 from dayjob.steps import DUE, RETRY_SECONDS, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
+from dayjob.tools import Tool, Undo
+from dayjob.undo import UNDO_SCOPE, Unwinding
 from dayjob.values import Redactor, encode
 
+T = TypeVar("T")
+
+WRITE_SECONDS = 60.0
+"""How long a run that ends waits for a write whose tool names no timeout."""
+CHILD_SECONDS = 0.5
+_UNDONE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 _WAITS = Wait.__await__.__code__
 REPLAY_SECONDS = 30.0
 """How long a job that ends may take to walk its recorded steps, to learn what it deferred."""
@@ -36,6 +46,10 @@ LOOK_AGAIN_SECONDS = 60.0
 
 
 async def _nobody(job: Job) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass
 
 
@@ -54,6 +68,10 @@ class Services:
     revive: Callable[[Execution], None] = lambda execution: None
     timer: Callable[[float], None] = lambda due: None
     know: Callable[[Job], Awaitable[None]] = _nobody
+    jobs: Mapping[str, Job] = field(default_factory=dict)
+    room: Callable[[], None] = lambda: None
+    lease_seconds: float = 15.0
+    slots: dict[Tool[..., Any], asyncio.Semaphore] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -96,6 +114,10 @@ class Execution:
         self.dormant = False
         self.busy = 0
         self.inbox: dict[str, list[InboxItem]] = {}
+        self.tools: dict[str, Tool[..., Any]] = {}
+        self.undos: dict[str, Undo] = {}
+        self.lease_seconds = services.lease_seconds
+        self.is_idle = False
         self.poked = False
         self.lost = False
         self.end: End | None = None
@@ -107,6 +129,7 @@ class Execution:
         self._waits: dict[str, tuple[StepRecord, list[tuple[asyncio.Future[Any], Scope]]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: dict[asyncio.Task[Any], Scope] = {}
+        self._writes: dict[asyncio.Task[Any], float] = {}
         self._defers: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._in_code = 0
         self._changed = asyncio.Event()
@@ -318,10 +341,16 @@ class Execution:
     async def _finish(self, end: End) -> Left:
         """What is done once at the end, and then the end itself."""
         await self._stop_tasks()
-        if self._defers:
+        await self._let_writes_finish()
+        if end.status != Status.COMPLETED:
+            await self._stop_children(end)
+        unwinding = self._unwinding()
+        effects = await unwinding.effects() if end.status in _UNDONE else []
+        if (effects or self._defers) and not self.lost:
             if end.status != Status.COMPLETED and self.record.status != Status.UNWINDING:
                 end = await self._until_guarded(self.store.unwind, end)
                 self.record.status = Status.UNWINDING
+            await self._at_the_end(Scope(self.journal, UNDO_SCOPE, None), unwinding.undo(effects))
             await self._run_defers()
         end = await self._until_guarded(self._settle, end)
         if self.lost:
@@ -373,8 +402,12 @@ class Execution:
         """Calls what was deferred, last first, each a step of its own; an error of one does not stop the others."""
         scope = self._last_scope = Scope(self.journal, DEFER_SCOPE, None)
         self.ending = False
-        task = asyncio.create_task(self._defer_all(scope))
+        await self._at_the_end(scope, self._defer_all(scope))
+
+    async def _at_the_end(self, scope: Scope, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
         self._tasks[task] = scope
+        task.add_done_callback(self._tasks.pop)
         scope.owner = task
         try:
             await self._see_through(task)
@@ -400,6 +433,70 @@ class Execution:
             except StepError as error:
                 self.warn(error.step or DEFER_SCOPE, f"deferred function failed: {error}")
 
+    # --- effects -------------------------------------------------------------------------------
+
+    async def slot(self, tool: Tool[..., Any]) -> Callable[[], None]:
+        """Waits until one more call of the tool is allowed; what it returns gives the place back."""
+        if tool.concurrency is None:
+            return _nothing
+        slots = self.services.slots.setdefault(tool, asyncio.Semaphore(tool.concurrency))
+        await slots.acquire()
+        return slots.release
+
+    def send(self, sending: Coroutine[Any, Any, T], seconds: float | None) -> asyncio.Task[T]:
+        """A write on its way: it is let finish, whatever becomes of the run meanwhile."""
+        task = asyncio.create_task(sending, name=f"dayjob {self.record.id} write")
+        self._writes[task] = seconds or WRITE_SECONDS
+        task.add_done_callback(lambda _: self._writes.pop(task, None))
+        return task
+
+    async def _let_writes_finish(self) -> None:
+        """Before the end: what was sent is recorded; what takes too long remains unknown."""
+        if self._writes:
+            _, hanging = await asyncio.wait(self._writes, timeout=max(self._writes.values()))
+            if hanging:
+                await _see_off(list(hanging), self)
+
+    async def _stop_children(self, end: End) -> None:
+        """A run that ends otherwise than completed takes its children along, and waits for them."""
+        if not await patiently(lambda: self.store.runs(parent=self.record.id, limit=1)):
+            return
+        reason = f"the run that started it is {end.status}: {end.reason}"
+        self.is_idle = True
+        self.services.room()
+        try:
+            while not self.lost:
+                if await patiently(partial(self.store.stop_children, self.record.id, reason)) == 0:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CHILD_SECONDS):
+                        await self._changed.wait()
+                self._changed.clear()
+                if self.poked:
+                    self.poked = False
+                    await self._refresh()
+        finally:
+            self.is_idle = False
+
+    def _unwinding(self) -> Unwinding:
+        return Unwinding(
+            self.journal, self.job, self.services.jobs, self.tools, self.undos, self.lease_seconds, self.warn,
+            self._announce,
+        )  # fmt: skip
+
+    async def undo_after(self, key: str) -> list[str]:
+        """Undoes what was done after a step; returns what could not be undone."""
+        steps = await patiently(lambda: self.store.steps(self.record.id))
+        found = next((step for step in steps if step.key == key and step.seq is not None), None)
+        if found is None or found.seq is None:
+            raise InputError(f"rollback: to={key!r}: no finished step has that key")
+        unwinding = self._unwinding()
+        return await unwinding.undo(await unwinding.effects(after=found.seq))
+
+    def _announce(self, row: StepRecord) -> None:
+        if self.events.active:
+            Run(self, Scope(self.journal, row.scope, None)).announce(row)
+
     # --- parking -------------------------------------------------------------------------------
 
     async def _park(self) -> Left | None:
@@ -407,7 +504,7 @@ class Execution:
         rows = [row for row, waiters in self._waits.values() if waiters]
         if not rows:
             return None
-        asks = any(row.kind == Kind.ASK for row in rows)
+        asks = any(is_action(row) for row in rows)
         status = Status.REQUIRES_ACTION if asks else Status.WAITING
         due = min((row.due for row in rows if row.due is not None), default=None)
         if (kept := self._kept_in_memory()) is not None:
@@ -493,6 +590,8 @@ class Execution:
     def _take_in(self, loaded: Loaded) -> None:
         self.wakes = loaded.wakes
         for row in loaded.answered:
+            if row.answer_reason is not None:
+                self.journal.reasons[row.key] = row.answer_reason
             if row.answer is not None:
                 self._answers[row.key, row.attempt] = row.answer
         for item in loaded.inbox:
@@ -652,6 +751,7 @@ class Execution:
             handle.cancel()
         self._timers.clear()
         tasks = [task for task in self._tasks if not task.done() and task is not asyncio.current_task()]
+        tasks += self._writes
         if tasks:
             watcher = asyncio.create_task(_see_off(tasks, self))
             self.services.background.add(watcher)

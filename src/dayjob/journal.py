@@ -132,6 +132,8 @@ class Journal:
         self._retried: dict[str, int] = {}
         self.open: dict[str, StepRecord] = {}
         self.effects = Effects(run.id)
+        self.reasons: dict[str, str] = {}
+        """Why people answered as they did, by the key of the action."""
 
     def load(self, loaded: Loaded) -> None:
         """Takes in what the store has: rows of this version by key, the others to be matched."""

@@ -31,6 +31,11 @@ def fate_of(row: StepRecord) -> Fate:
     return Fate.NOT_DONE if error.get("not_done") else Fate.FAILED
 
 
+def is_write(row: StepRecord) -> bool:
+    """Whether a row is that of a write: what must not be done twice."""
+    return row.call_key is not None and orjson.loads(row.input or b"{}").get("effect") == "write"
+
+
 class Effects:
     """The keys of a run's calls: given out once, found again after a crash or a change of the code."""
 
@@ -64,6 +69,10 @@ class Effects:
             if left_behind and fate in (Fate.DONE, Fate.UNKNOWN):
                 return key, row
         raise AssertionError
+
+    def latest(self, key: str) -> StepRecord | None:
+        """The row that a key was given to last."""
+        return self._latest.get(key)
 
     def give_back(self, key: str) -> None:
         """The key was not used after all."""

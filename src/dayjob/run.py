@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import orjson
 
 from dayjob.calls import FunctionCall, call_function, call_scoped, encoded_arguments
+from dayjob.effects import ToolStep, name_of
 from dayjob.errors import InputError, StepError
 from dayjob.jobs import Request
 from dayjob.join import Join
@@ -22,6 +23,7 @@ from dayjob.retry import MODEL_RETRY, NO_RETRY, RetryPolicy
 from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord, new_id
 from dayjob.shapes import shape_of
 from dayjob.steps import MISSING, Keeper, Steps, never, patiently
+from dayjob.tools import Deadline, Tool, Undo, as_tool
 from dayjob.values import digest, schema_of
 
 PROGRESS_SECONDS = 0.25
@@ -65,14 +67,16 @@ class Run(Steps):
         name: str | None = None,
         retry: RetryPolicy | None = None,
         timeout: float | None = None,
+        undo: Undo | None = None,
     ) -> Any:
         """Calls a function once: its outcome is durable before this returns, and is what every replay returns.
 
         Sync functions run in a thread. If the function's first parameter is annotated `Run`, it gets a
         scope of its own, and one row stands for all that happened inside once it is complete. Arguments
         are JSON values, dataclasses or pydantic models; the result may be of any type that pydantic
-        knows. Raises StepError if the function raises, takes longer than `timeout` seconds, or returns
-        what is no JSON.
+        knows. `undo(call, result)` takes it back if the run ends otherwise than completed, or at
+        `rollback`; it is found again after a crash if the job's code mentions it by name. Raises
+        StepError if the function raises, takes longer than `timeout` seconds, or returns what is no JSON.
         """
         shape = shape_of(fn)
         name = name or shape.name
@@ -81,10 +85,13 @@ class Run(Steps):
         try:
             input = journal.redact(encoded_arguments(name, args)) if args else b"[]"
             call = FunctionCall(key, name, fn, args, shape, input, digest(input), timeout)
+            if undo is not None:
+                self.keeper.undos[key] = undo
+                call = call._replace(call_key=digest(f"{self.id} {key}".encode()).hex(), undo=name_of(undo))
             if shape.takes_run:
-                if retry is not None:
+                if retry is not None or undo is not None:
                     raise InputError(
-                        f"step {name!r}: retry= belongs to the steps inside a function that takes a Run"
+                        f"step {name!r}: retry= and undo= belong to the steps inside a function that takes a Run"
                     )
                 return await call_scoped(self, call)
             row = await self.find(key, name, Kind.CALL, call.fingerprint, shape.code)
@@ -122,6 +129,21 @@ class Run(Steps):
         try:
             call = ModelCall(prompt, model, instructions, tools, returns, max_tokens, options)
             return await call.perform(self, key, name, retry, timeout, corrections)
+        finally:
+            self.scope.current = None
+
+    async def tool(self, tool: Tool[..., Any] | Callable[..., Any], /, **arguments: Any) -> Any:
+        """Calls a tool under its contract, and gives its result.
+
+        A read may be done again after a crash, an idempotent call is, with the same `call.key`, and a write
+        is not: it is recorded before it is sent, and one whose outcome nobody knows is looked into by the
+        tool's `probe`, or by a person. The arguments are validated first, and approved by a person if the
+        tool asks for it. Raises StepError: of type InvalidArguments, Rejected, NotDone, or the tool's own.
+        """
+        tool = as_tool(tool)
+        key = await self.begin(tool.name)
+        try:
+            return await ToolStep(self, tool, key, arguments).perform()
         finally:
             self.scope.current = None
 
@@ -185,9 +207,9 @@ class Run(Steps):
         answer is `default`; without one the run expires.
         """
         schema = {} if returns is Any else schema_of(returns)
-        return await self.wait(
-            name, Kind.ASK, {"question": question, "schema": schema}, timeout, returns, default
-        )
+        deadline = None if timeout is None else Deadline(timeout)
+        input = {"question": question, "schema": schema}
+        return await self.wait(name, Kind.ASK, input, deadline, returns, default)
 
     async def event(self, name: str, returns: Any = Any, timeout: float | None = None) -> Any:
         """Waits for a value sent by another system under this name, before or after this call.
@@ -195,11 +217,12 @@ class Run(Steps):
         Values sent under one name are received in order, each once. Raises StepError of type Timeout
         after `timeout` seconds.
         """
-        return await self.wait(name, Kind.EVENT, {"event": name}, timeout, returns)
+        deadline = None if timeout is None else Deadline(timeout)
+        return await self.wait(name, Kind.EVENT, {"event": name}, deadline, returns)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Waits; the run takes no memory meanwhile, and wakes on time whatever happens to its worker."""
-        await self.wait(name, Kind.SLEEP, {"seconds": seconds}, seconds, Any)
+        await self.wait(name, Kind.SLEEP, {"seconds": seconds}, Deadline(seconds), Any)
 
     async def start(self, request: Request, name: str | None = None) -> Child:
         """Starts a child run; `child.result()` waits for it. Cancelling this run cancels its children."""
@@ -300,6 +323,37 @@ class Run(Steps):
         await self.live()
         self.keeper.continue_as(request)
         await never()
+
+    async def rollback(self, to: str) -> None:
+        """Undoes what was done after a step, named by its key, the latest first; that step itself stays.
+
+        Raises InputError if no finished step has that key, StepError of type NotUndone if something could
+        not be undone: the rest is, all the same.
+        """
+        key = await self.begin("rollback")
+        try:
+            row = await self.find(key, "rollback", Kind.NOTE, digest(to.encode()))
+            if row is not None:
+                await self.replay(row, Any)
+                return
+            await self.live()
+            started = self.journal.clock()
+            failed = await self.keeper.undo_after(to)
+            error = (
+                StepError("NotUndone", f"could not be undone: {', '.join(failed)}", step=key)
+                if failed
+                else None
+            )
+            row = self.journal.row(
+                self.scope.path, key, "rollback", Kind.NOTE, Outcome.ERROR if error else Outcome.VALUE, started,
+                digest(to.encode()), value=None if error else orjson.dumps({"to": to}),
+                error=error_bytes(error) if error else None,
+            )  # fmt: skip
+            await self.commit(row)
+            if error is not None:
+                raise error
+        finally:
+            self.scope.current = None
 
     # --- small parts -----------------------------------------------------------------------------
 
@@ -424,7 +478,8 @@ def new_run(
     fields: dict[str, Any] = dict.fromkeys(RunRecord.__dataclass_fields__)
     fields.update(
         home=home or id, id=id, project=project, job=request.job.name, status=Status.QUEUED, epoch=0, wakes=0,
-        attempts=0, claimed_seq=0, admitted=1, queue=queue, priority=priority, root=root or id, pinned=0, changed=0,
+        attempts=0, claimed_seq=0, attention=0, admitted=1,
+        queue=queue, priority=priority, root=root or id, pinned=0, changed=0,
         created=now, input=input, **more,
     )  # fmt: skip
     return RunRecord(**fields)

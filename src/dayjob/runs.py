@@ -142,6 +142,7 @@ class RunRecord:
 
     `home` is what its rows are kept together by: its thread, else its root run. `epoch` counts
     claims, `wakes` counts events from outside, `attempts` counts takeovers without progress.
+    `attention` counts the effects that a person has to look into: those not undone, or of unknown outcome.
     `dollars` is None while the run is not over, and when the price of one of its calls is unknown.
     """
 
@@ -185,13 +186,24 @@ class RunRecord:
     output_tokens: int | None
     steps: int | None
     next_run: str | None
+    attention: int
     output: bytes | None
     error: bytes | None
     input: bytes | None = field(default=None)
 
 
+def is_action(row: StepRecord) -> bool:
+    """Whether somebody outside has to answer a row: a question, or a tool that the client executes."""
+    return row.kind == Kind.ASK or (row.kind == Kind.TOOL and row.call_key is None)
+
+
 class Action(NamedTuple):
-    """Something that a run waits for from outside."""
+    """Something that a run waits for from outside.
+
+    `kind` is "ask" (a question), "approval" (may this tool be called so?), "tool" (the client executes it,
+    and answers with what it gave), "happened" (did a call whose outcome is unknown happen?) or "change" (the
+    code is not what it was).
+    """
 
     id: str
     run: str
@@ -200,6 +212,10 @@ class Action(NamedTuple):
     schema: dict[str, Any] | None
     due: float | None
     opened: float
+    tool: str | None = None
+    arguments: dict[str, Any] | None = None
+    key: str = ""
+    attempt: int = 1
 
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -56,6 +56,16 @@ def _hints(fn: Any) -> dict[str, Any]:
         return {}
 
 
+def parameter_types(fn: Callable[..., Any]) -> list[Any]:
+    """The declared types of a function's parameters, in order."""
+    inner = _innermost(fn)
+    hints = _hints(inner)
+    try:
+        return [hints.get(name, Any) for name in inspect.signature(fn).parameters]
+    except (ValueError, TypeError):
+        return []
+
+
 def _first_annotation(fn: Any, inner: Any) -> str:
     """The first parameter's annotation as text: the class itself would be a layer above this one."""
     try:

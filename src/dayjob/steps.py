@@ -17,7 +17,7 @@ from dayjob.journal import Journal, Scope, error_bytes, stored_error
 from dayjob.keys import is_write
 from dayjob.models import Model
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
-from dayjob.tools import Deadline, Tool
+from dayjob.tools import Deadline, Tool, Undo
 from dayjob.values import canonical, decode, digest, encode
 
 T = TypeVar("T")
@@ -47,6 +47,7 @@ class Keeper(Protocol):
     busy: int
     inbox: dict[str, list[Any]]
     tools: dict[str, Tool[..., Any]]
+    undos: dict[str, Undo]
     lease_seconds: float
 
     def valid(self, now: float) -> bool: ...
@@ -63,6 +64,7 @@ class Keeper(Protocol):
     def spawn(self, scope: Scope, body: Awaitable[None]) -> asyncio.Task[None]: ...
     def wait(self, scope: Scope, row: StepRecord) -> Awaitable[Any]: ...
     def stop_waiting(self, row: StepRecord) -> None: ...
+    async def undo_after(self, key: str) -> list[str]: ...
     async def slot(self, tool: Tool[..., Any]) -> Callable[[], None]: ...
     def send(self, sending: Coroutine[Any, Any, T], seconds: float | None) -> asyncio.Task[T]: ...
     async def know(self, job: Job) -> None: ...
@@ -264,6 +266,7 @@ class Steps:
         declared: Any,
         row: StepRecord | None,
         default: Any = MISSING,
+        fingerprint: bytes | None = None,
     ) -> Any:
         """Opens a waiting row, or takes up the recorded one, and waits for its answer.
 
@@ -277,7 +280,7 @@ class Steps:
             started = journal.clock()
             data = journal.redact(canonical(input))
             row = journal.row(
-                self.scope.path, key, name, kind, None, started, digest(canonical(input)), input=data,
+                self.scope.path, key, name, kind, None, started, fingerprint or digest(canonical(input)), input=data,
                 due=None if deadline is None else started + deadline.seconds,
             )  # fmt: skip
             if deadline is not None and kind in (Kind.ASK, Kind.TOOL):
@@ -476,7 +479,7 @@ class Steps:
                 retry_after=problem.retry_after, traceback=problem.traceback,
             )  # fmt: skip
         if isinstance(problem, TimeoutError) and timeout is not None:
-            return StepError("Timeout", f"step {name!r} took longer than {timeout:g} s", True, step=key)
+            return StepError("Timeout", f"{name!r} took longer than {timeout:g} s", True, step=key)
         if isinstance(problem, InputError):
             return StepError("InvalidResult", f"step {name!r}: {problem}", step=key)
         return StepError(

@@ -80,7 +80,7 @@ class Deadline:
     warn: float | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.seconds, int | float) and 0 < self.seconds < float("inf")):
+        if not (_is_seconds(self.seconds) and self.seconds < float("inf")):
             raise InputError(f"deadline: seconds={self.seconds!r}: expected seconds above 0")
         if self.then not in ("expire", "deny", "default"):
             raise InputError(f'deadline: then={self.then!r}: expected "expire", "deny" or "default"')
@@ -327,11 +327,12 @@ def tool(
     The options are told at `Tool`. Raises InputError naming the tool and the option that is wrong.
     """
 
-    if isinstance(deadline, int | float) and not isinstance(deadline, bool):
+    if isinstance(deadline, int | float):
         deadline = Deadline(deadline)
+    until = deadline
 
     def decorate(fn: Callable[P, R]) -> Tool[P, R]:
-        return Tool(fn, name or str(getattr(fn, "__name__", "")), deadline=deadline, **options)
+        return Tool(fn, name or str(getattr(fn, "__name__", "")), deadline=until, **options)
 
     return decorate if fn is None else decorate(fn)
 

@@ -62,7 +62,9 @@ class Redactor:
 
     def learn(self, secrets: Iterable[str]) -> None:
         """Replaces these too from now on: what a run was given as a SecretStr."""
-        fresh = {secret for secret in secrets if len(secret) >= 6 and _is_unicode(secret)}.difference(self._secrets)
+        fresh = {secret for secret in secrets if len(secret) >= 6 and _is_unicode(secret)}.difference(
+            self._secrets
+        )
         if fresh:
             self._secrets = sorted([*self._secrets, *fresh], key=len, reverse=True)
             self._encoded = [orjson.dumps(secret)[1:-1] for secret in self._secrets]

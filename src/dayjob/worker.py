@@ -66,6 +66,9 @@ class Worker:
         self.services.revive = self._revive
         self.services.timer = self._note_due
         self.services.know = self.add_job
+        self.services.jobs = self.jobs
+        self.services.room = self._work_is_there
+        self.services.lease_seconds = lease_seconds
         self._clock = clock
         self._beat_seconds = beat_seconds
         self._lease_seconds = lease_seconds
@@ -170,11 +173,14 @@ class Worker:
         else:
             self._work.set()
 
+    def _work_is_there(self) -> None:
+        self._work.set()
+
     async def _claim_loop(self) -> None:
         while True:
             await self._work.wait()
             self._work.clear()
-            room = self.concurrency - len(self.held)
+            room = self.concurrency - sum(not execution.is_idle for execution in self.held.values())
             if room <= 0 or any(execution.record.attempts >= 2 for execution in self.held.values()):
                 continue
             wanted = Wanted(
@@ -283,6 +289,8 @@ class Worker:
                 self.events.emit("store.failing", error=str(problem))
                 await asyncio.sleep(SWEEP_SECONDS)
                 continue
+            for run, key, due in swept.warned:
+                self.events.emit("action.due_soon", run=run, key=key, due=due)
             if swept.taken_over:
                 self.events.emit("worker.took_over", runs=list(swept.taken_over))
             if swept.poisoned:

@@ -20,6 +20,7 @@ from dayjob.stores import Beat, End, Entry, Held, InboxItem, Loaded, Swept, Want
 from dayjob.stores.sqlite_ends import (
     admit_delayed,
     bury_dead_workers,
+    cancel_all,
     settle,
     signal_ended_children,
     take_over,
@@ -332,7 +333,13 @@ class SQLiteStore(SQLiteReads):
     # --- from outside --------------------------------------------------------------------------
 
     async def answer(
-        self, run: str, key: str, value: bytes, by: str | None = None, reason: str | None = None
+        self,
+        run: str,
+        key: str,
+        value: bytes,
+        by: str | None = None,
+        reason: str | None = None,
+        attempt: int | None = None,
     ) -> bool:
         """Records the answer to an open step and wakes its run. False: there is no such open step."""
 
@@ -342,10 +349,10 @@ class SQLiteStore(SQLiteReads):
             changed = connection.execute(
                 "UPDATE steps SET answer = ?, answered_at = ?, answered_by = ?, answer_reason = ? "
                 "WHERE home = ? AND run = ? AND key = ? AND outcome IS NULL AND answer IS NULL "
-                "AND (due IS NULL OR due > ?) "
+                "AND (due IS NULL OR due > ?) AND attempt = coalesce(?, attempt) "
                 "AND EXISTS (SELECT 1 FROM runs WHERE home = steps.home AND id = steps.run "
                 f"AND status NOT IN {ENDED} AND (status <> 'unwinding' OR substr(steps.scope, 1, 1) = '#'))",
-                (value, now, by, reason, home, run, key, now),
+                (value, now, by, reason, home, run, key, now, attempt),
             ).rowcount
             if changed:
                 wake(connection, home, run)
@@ -376,23 +383,21 @@ class SQLiteStore(SQLiteReads):
 
         def transaction(connection: sqlite3.Connection) -> Status:
             home = _home_of(connection, run)
-            family = connection.execute(
-                "WITH RECURSIVE family (id) AS (SELECT ? UNION SELECT runs.id FROM runs "
-                "JOIN family ON runs.parent = family.id) "
-                f"SELECT id, epoch FROM runs WHERE id IN (SELECT id FROM family) AND status NOT IN {ENDED} "
-                "AND status <> 'unwinding'",
-                (run,),
-            ).fetchall()
-            for id, epoch in family:
-                wakes = connection.execute(
-                    "UPDATE runs SET status = 'cancelling', reason = ?, wakes = wakes + 1, due = NULL, admitted = "
-                    "CASE epoch WHEN 0 THEN admitted ELSE 1 END WHERE home = ? AND id = ? RETURNING wakes",
-                    (reason, home, id),
-                ).fetchone()[0]
-                if epoch == 0:
-                    end = End(Status.CANCELLED, reason)
-                    settle(connection, self._clock(), home, id, 0, wakes, end, None)
+            cancel_all(connection, self._clock(), home, [run], reason)
             return Status(connection.execute("SELECT status FROM runs WHERE id = ?", (run,)).fetchone()[0])
+
+        return await self._writer.run(transaction)
+
+    async def stop_children(self, run: str, reason: str) -> int:
+        """Asks the children of a run, and all below them, to stop; returns how many children are not over yet."""
+
+        def transaction(connection: sqlite3.Connection) -> int:
+            home = _home_of(connection, run)
+            statement = f"SELECT id, status FROM runs WHERE parent = ? AND status NOT IN {ENDED}"
+            running = connection.execute(statement, (run,)).fetchall()
+            if asked := [id for id, status in running if status not in ("cancelling", "unwinding")]:
+                cancel_all(connection, self._clock(), home, asked, reason)
+            return len(connection.execute(statement, (run,)).fetchall())
 
         return await self._writer.run(transaction)
 
@@ -562,7 +567,19 @@ def _held_by(connection: sqlite3.Connection, worker: str) -> dict[str, tuple[int
 
 
 def _finish_of(row: StepRecord) -> dict[str, Any]:
-    names = ("key", "attempt", "outcome", "seq", "started", "ended", "due", "value", "error", "child", "nonce")
+    names = (
+        "key",
+        "attempt",
+        "outcome",
+        "seq",
+        "started",
+        "ended",
+        "due",
+        "value",
+        "error",
+        "child",
+        "nonce",
+    )
     return {name: getattr(row, name) for name in names}
 
 

@@ -50,6 +50,7 @@ CREATE TABLE runs (
     output_tokens   INTEGER,
     steps           INTEGER,
     next_run        TEXT,                       -- continue_as: the run that goes on
+    attention       INTEGER NOT NULL DEFAULT 0, -- effects that a person has to look into
     output          BLOB,
     error           BLOB,
     PRIMARY KEY (home, id)

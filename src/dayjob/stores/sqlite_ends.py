@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 
 from dayjob.runs import Kind, RunRecord, Status
 from dayjob.stores import End
@@ -21,6 +22,8 @@ UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coal
        output = coalesce(:output, CASE WHEN :status <> 'completed' THEN (
            SELECT value FROM steps WHERE home = :home AND run = :run AND kind = 'note' AND name = 'partial'
             ORDER BY seq DESC LIMIT 1) END),
+       attention = (SELECT count(*) FROM steps WHERE home = :home AND run = :run AND call_key IS NOT NULL
+           AND (outcome IS NULL OR (scope = '#undo' AND outcome = 'error'))),
        (dollars, input_tokens, output_tokens, steps) = (
            SELECT CASE WHEN sum(kind = 'model' AND dollars IS NULL AND outcome <> 'cancelled') THEN NULL
                        ELSE coalesce(sum(dollars), 0) END,
@@ -76,6 +79,27 @@ def settle(
             (home, thread),
         )
     return True
+
+
+def cancel_all(
+    connection: sqlite3.Connection, now: float, home: str, runs: Sequence[str], reason: str
+) -> None:
+    """Asks these runs, and all below them, to stop; those that never started are cancelled at once."""
+    family = connection.execute(
+        "WITH RECURSIVE family (id) AS (SELECT value FROM json_each(?) UNION SELECT runs.id FROM runs "
+        "JOIN family ON runs.parent = family.id) "
+        f"SELECT id, epoch FROM runs WHERE id IN (SELECT id FROM family) AND status NOT IN {ENDED} "
+        "AND status <> 'unwinding'",
+        (json.dumps(list(runs)),),
+    ).fetchall()
+    for id, epoch in family:
+        wakes = connection.execute(
+            "UPDATE runs SET status = 'cancelling', reason = ?, wakes = wakes + 1, due = NULL, admitted = "
+            "CASE epoch WHEN 0 THEN admitted ELSE 1 END WHERE home = ? AND id = ? RETURNING wakes",
+            (reason, home, id),
+        ).fetchone()[0]
+        if epoch == 0:
+            settle(connection, now, home, id, 0, wakes, End(Status.CANCELLED, reason), None)
 
 
 def signal_parent(connection: sqlite3.Connection, home: str, child: str) -> bool:

@@ -195,17 +195,33 @@ class SQLiteReads:
             ]
         )
 
+    async def effects(self, run: str) -> list[StepRecord]:
+        """What a run did to the world, undos aside: calls with a key, and children that completed."""
+        return await self._read(
+            lambda c: [
+                step_of(row)
+                for row in c.execute(
+                    f"SELECT {STEP_FIELDS} FROM steps WHERE run = ? AND (call_key IS NOT NULL OR (kind = 'run' AND "
+                    "outcome = 'value')) AND scope <> '#undo' ORDER BY seq IS NULL, seq, started, attempt",
+                    (run,),
+                )
+            ]
+        )
+
     async def open_actions(self, run: str | None) -> list[StepRecord]:
         """Steps that a person or a client has to answer, of one run or of all that are not over, oldest first."""
+        return await self._open(_IS_ACTION, run)
+
+    async def _open(self, which: str, run: str | None, values: Sequence[str] = ()) -> list[StepRecord]:
         return await self._read(
             lambda c: [
                 step_of(row)
                 for row in c.execute(
                     f"SELECT {_QUALIFIED_STEP_FIELDS} "
                     "FROM steps JOIN runs ON runs.home = steps.home AND runs.id = steps.run "
-                    f"WHERE {_IS_ACTION} AND steps.outcome IS NULL AND steps.answer IS NULL {_NOT_CUT_OFF} "
+                    f"WHERE {which} AND steps.outcome IS NULL AND steps.answer IS NULL {_NOT_CUT_OFF} "
                     f"AND runs.status NOT IN {ENDED} {'AND steps.run = ?' if run else ''} ORDER BY steps.started",
-                    (run,) if run else (),
+                    (*values, *([run] if run else [])),
                 )
             ]
         )
@@ -222,6 +238,11 @@ class SQLiteReads:
             return found
 
         return await self._read(query)
+
+    async def open_steps(self, run: str | None, kinds: Sequence[str]) -> list[StepRecord]:
+        """Steps of these kinds that wait, of one run or of all that are not over, oldest first."""
+        marks = ", ".join("?" * len(kinds))
+        return await self._open(f"steps.kind IN ({marks})", run, kinds)
 
     async def open_action(self, run: str, key: str) -> StepRecord | None:
         """A step of a run that is not over which still waits for an answer from outside."""
@@ -379,7 +400,8 @@ def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run
     loaded.effects = [
         step_of(row)
         for row in connection.execute(
-            f"SELECT {STEP_FIELDS} FROM steps WHERE home = ? AND run = ? AND call_key IS NOT NULL ORDER BY started, attempt",
+            f"SELECT {STEP_FIELDS} FROM steps WHERE home = ? AND run = ? AND call_key IS NOT NULL "
+            "ORDER BY started, attempt",
             (home, run),
         )
     ]

@@ -1,0 +1,267 @@
+"""Taking back what a run did: each effect once, the latest first, a finished child's with its parent's.
+
+An undo is itself a write with an intent. One that fails, or whose outcome is unknown, is not tried again:
+it leaves the run marked as needing attention.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+import orjson
+
+from dayjob.effects import called, name_of, outcome_is_unknown, probed
+from dayjob.errors import DayjobError, InputError, NotDone, StepError
+from dayjob.jobs import Job
+from dayjob.journal import Journal, error_bytes
+from dayjob.keys import Fate, fate_of, undo_key
+from dayjob.runs import Kind, Outcome, StepRecord
+from dayjob.shapes import parameter_types
+from dayjob.steps import patiently
+from dayjob.stores import Store
+from dayjob.tools import Call, Tool, Undo
+from dayjob.values import decode, digest, encode
+
+UNDO_SCOPE = "#undo"
+UNDO_SECONDS = 60.0
+"""How long an undo may take whose tool names no timeout."""
+_MANY = 5_000
+
+
+class Done(NamedTuple):
+    """An effect of a run or of one of its children, with the job whose code made it."""
+
+    row: StepRecord
+    job: Job | None
+
+
+class Unwinding:
+    """Undoes the effects of a run, and records that in its journal."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        job: Job,
+        jobs: Mapping[str, Job],
+        tools: Mapping[str, Tool[..., Any]],
+        undos: Mapping[str, Undo],
+        lease_seconds: float,
+        warn: Callable[[str, str], None],
+        announce: Callable[[StepRecord], None],
+    ) -> None:
+        self.journal = journal
+        self.store: Store = journal.store
+        self._job = job
+        self._jobs = jobs
+        self._tools = tools
+        self._undos = undos
+        self._lease_seconds = lease_seconds
+        self._warn = warn
+        self._announce = announce
+
+    async def effects(self, after: int = 0) -> list[Done]:
+        """What there is to undo that finished after a seq, the latest first; calls of unknown outcome come before."""
+        return [done async for done in self._effects_of(self.journal.run, self._job, after)]
+
+    async def undo(self, effects: Sequence[Done]) -> list[str]:
+        """Undoes them in this order; returns the keys of those that could not be."""
+        return [done.row.key for done in effects if not await self._undo(done)]
+
+    async def _effects_of(self, run: str, job: Job | None, after: int) -> AsyncIterator[Done]:
+        rows = await patiently(lambda: self.store.effects(run))
+        latest = {row.call_key: row for row in rows if row.call_key is not None}
+        mine = [row for row in rows if row.call_key is None or latest[row.call_key] is row]
+        for row in sorted(mine, key=lambda row: row.seq or float("inf"), reverse=True):
+            if row.seq is not None and row.seq <= after:
+                continue
+            if row.kind != Kind.RUN:
+                if (row.undo and fate_of(row) is Fate.DONE) or fate_of(row) is Fate.UNKNOWN:
+                    yield Done(row, job)
+                continue
+            child = await patiently(partial(self.store.get, row.child or ""))
+            if child is not None:
+                async for done in self._effects_of(child.id, self._jobs.get(child.job), 0):
+                    yield done
+
+    async def _undo(self, done: Done) -> bool:
+        row = done.row
+        if row.scope.startswith(UNDO_SCOPE):
+            return True
+        tool = self._tool_of(done)
+        if fate_of(row) is Fate.UNKNOWN and not await self._find_out(row, tool):
+            return False
+        if fate_of(row) is not Fate.DONE or row.undo is None or row.call_key is None:
+            return True
+        intent = self.journal.effects.latest(undo_key(row.call_key))
+        if intent is not None and intent.outcome is not None:
+            return intent.outcome == Outcome.VALUE
+        undo = self._undo_of(done, tool)
+        if intent is not None and not _may_be_repeated(undo):
+            return await self._fail(
+                intent, StepError("Unknown", "cut off: it may or may not have been undone"), True
+            )
+        if intent is None:
+            intent = self._intent(row)
+            self.journal.effects.note(intent)
+            await self.journal.commit((intent,))
+        if undo is None:
+            return await self._fail(
+                intent, StepError("NotFound", f"{row.undo!r} is not in reach of the job's code")
+            )
+        return await self._call(intent, undo, row, tool)
+
+    def _intent(self, row: StepRecord) -> StepRecord:
+        child = "" if row.run == self.journal.run else f"{row.run}/"
+        return self.journal.row(
+            UNDO_SCOPE, f"{UNDO_SCOPE}/{child}{row.key}@{row.attempt}", f"undo {row.name}", Kind.TOOL, None,
+            self.journal.clock(), digest((row.call_key or "").encode()), input=row.input,
+            call_key=undo_key(row.call_key or ""),
+        )  # fmt: skip
+
+    async def _call(
+        self, intent: StepRecord, undo: Undo, row: StepRecord, tool: Tool[..., Any] | None
+    ) -> bool:
+        fn = undo.fn if isinstance(undo, Tool) else undo
+        try:
+            call, result = _call_of(row, tool), decode(row.value or b"null", _declared(fn))
+            async with asyncio.timeout(tool.timeout if tool and tool.timeout else UNDO_SECONDS):
+                came_to = await called(fn, call, result)
+        except Exception as problem:
+            error = StepError(type(problem).__name__, str(problem))
+            return await self._fail(intent, error, outcome_is_unknown(problem, tool or _NO_TOOL))
+        try:
+            data = self.journal.redact(encode(came_to))
+        except DayjobError:
+            data = b"null"
+        self.journal.finish(intent, Outcome.VALUE, data)
+        await self.journal.commit(update=(intent,))
+        self._announce(intent)
+        return True
+
+    async def _fail(self, intent: StepRecord, error: StepError, unknown: bool = False) -> bool:
+        self.journal.finish(
+            intent, Outcome.ERROR, None, self.journal.redact(error_bytes(error, unknown=unknown))
+        )
+        await self.journal.commit(update=(intent,))
+        self._announce(intent)
+        self._warn(intent.key, f"needs attention: it could not be undone: {error}")
+        return False
+
+    async def _find_out(self, row: StepRecord, tool: Tool[..., Any] | None) -> bool:
+        """Asks the probe what became of a call. False: nobody knows, and a person has to look."""
+        if tool is None or tool.probe is None:
+            self._warn(row.key, "needs attention: nobody knows whether it happened")
+            return False
+        quiet = row.started + self._lease_seconds + (tool.timeout or 0.0)
+        await asyncio.sleep(max(quiet - self.journal.clock(), 0.0))
+        found = await probed(tool, _call_of(row, tool), partial(self._warn, row.key))
+        if found is None:
+            self._warn(row.key, "needs attention: nobody knows whether it happened")
+            return False
+        row.due = None
+        if isinstance(found, NotDone):
+            self.journal.finish(row, Outcome.ERROR, None, error_bytes(_not_done(row), not_done=True))
+        else:
+            self.journal.finish(row, Outcome.VALUE, self.journal.redact(encode(found.value)))
+        if row.run == self.journal.run:
+            await self.journal.commit(update=(row,))
+        return True
+
+    def _tool_of(self, done: Done) -> Tool[..., Any] | None:
+        if done.row.run == self.journal.run and done.row.key in self._tools:
+            return self._tools[done.row.key]
+        named = (
+            each for each in _reachable(done.job) if isinstance(each, Tool) and each.name == done.row.name
+        )
+        return next(named, None) if done.row.kind == Kind.TOOL else None
+
+    def _undo_of(self, done: Done, tool: Tool[..., Any] | None) -> Undo | None:
+        """The function, as this process has it, or as the job's code mentions it."""
+        if tool is not None:
+            return tool.undo
+        if done.row.run == self.journal.run and done.row.key in self._undos:
+            return self._undos[done.row.key]
+        return next((each for each in _reachable(done.job) if name_of(each) == done.row.undo), None)
+
+
+def _nothing() -> None:
+    pass
+
+
+_NO_TOOL = Tool(_nothing, "undo")
+
+
+def _may_be_repeated(undo: Undo | None) -> bool:
+    return isinstance(undo, Tool) and undo.effect != "write"
+
+
+def _not_done(row: StepRecord) -> StepError:
+    return StepError("NotDone", f"{row.name}: it did not happen", step=row.key)
+
+
+def _call_of(row: StepRecord, tool: Tool[..., Any] | None) -> Call:
+    """The call as it was recorded, its arguments of the tool's own types."""
+    input = orjson.loads(row.input or b"{}")
+    arguments = input["arguments"] if isinstance(input, dict) else {"args": input}
+    if tool is not None:
+        with contextlib.suppress(InputError):  # recorded by older code: as JSON, then
+            arguments = tool.validate(arguments)
+    return Call(row.call_key or "", row.run, row.key, row.attempt, row.name, arguments)
+
+
+def _declared(undo: Callable[..., Any]) -> Any:
+    """The type that the undo wants its result in."""
+    types = parameter_types(undo)
+    return types[1] if len(types) > 1 else Any
+
+
+def _reachable(job: Job | None) -> Iterator[Any]:
+    """The tools and functions that a job's code mentions by name, and those that these mention."""
+    waiting: list[Any] = [] if job is None else [inspect.unwrap(job.fn)]
+    seen: set[int] = set()
+    while waiting and len(seen) < _MANY:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, Tool):
+            yield found
+            waiting += [found.fn, found.undo]
+        elif isinstance(found, Job):
+            waiting.append(inspect.unwrap(found.fn))
+        elif isinstance(found, partial):
+            waiting += [found.func, *found.args]
+        elif isinstance(found, FunctionType) and not found.__module__.startswith("dayjob."):
+            yield found
+            waiting += _mentioned(found)
+        elif isinstance(found, list | tuple):
+            waiting += found
+        elif isinstance(found, dict):
+            waiting += found.values()
+
+
+def _mentioned(fn: FunctionType) -> list[Any]:
+    names = set(_names(fn.__code__))
+    globals_ = [fn.__globals__[name] for name in names if name in fn.__globals__]
+    modules = [each for each in globals_ if isinstance(each, ModuleType)]
+    in_modules = [vars(module)[name] for module in modules for name in names if name in vars(module)]
+    cells = []
+    for cell in fn.__closure__ or ():
+        try:
+            cells.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            continue
+    return [*globals_, *in_modules, *cells]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
