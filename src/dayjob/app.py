@@ -31,7 +31,7 @@ from dayjob.jobs import Job, Request
 from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
 from dayjob.run import new_run
-from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, new_id
+from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, is_action, new_id
 from dayjob.steps import APPROVE, CHANGED, HAPPENED
 from dayjob.stores import InboxItem, Store, open_store
 from dayjob.values import Redactor, decode, encode
@@ -387,9 +387,10 @@ class Dayjob:
 
     async def _action(self, run_id: str, action_id: str) -> Action:
         key, _, attempt = action_id.rpartition("@")
-        row = await self.store.open_action(run_id, key if key and attempt.isdigit() else action_id)
-        row = row or await self.store.open_action(run_id, action_id)
-        if row is None or _action(row).id != action_id:
+        row = await self.store.open_step(run_id, action_id)
+        if row is None and key and attempt.isdigit():
+            row = await self.store.open_step(run_id, key)
+        if row is None or not is_action(row) or _action(row).id != action_id:
             await self.get(run_id)
             waiting = ", ".join(repr(action.id) for action in await self.actions(run_id)) or "nothing"
             raise UnknownAction(f"{run_id}: does not wait for {action_id!r}; it waits for {waiting}")

@@ -80,8 +80,8 @@ class Deadline:
     warn: float | None = None
 
     def __post_init__(self) -> None:
-        if not (_is_seconds(self.seconds) and self.seconds < float("inf")):
-            raise InputError(f"deadline: seconds={self.seconds!r}: expected seconds above 0")
+        if not 0 <= self.seconds < float("inf"):
+            raise InputError(f"deadline: seconds={self.seconds!r}: expected seconds, 0 or more")
         if self.then not in ("expire", "deny", "default"):
             raise InputError(f'deadline: then={self.then!r}: expected "expire", "deny" or "default"')
 

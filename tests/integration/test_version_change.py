@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dayjob import Dayjob, Run, StepError
+from dayjob.errors import UnknownAction
 from dayjob.jobs import Job
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import CrashLab, Death, Ended, Moment
@@ -362,6 +363,9 @@ async def test_an_answer_to_the_old_question_is_never_given_to_the_new_one(url: 
         (asked,) = await until(lambda: app.actions(handle.id))
         assert asked.id == "#changed"
         await app.answer(handle.id, "#changed", "continue")
-        await until(lambda: app.store.open_step(handle.id, "ask"))
-        await app.answer(handle.id, "ask", False)
+        (asked,) = await until(lambda: app.actions(handle.id))
+        assert asked.question == "Delete the account?"
+        with pytest.raises(UnknownAction):
+            await app.answer(handle.id, "ask", True)
+        await app.answer(handle.id, asked.id, False)
         assert await app.handle(handle.id).result(20) == "deleted: False"

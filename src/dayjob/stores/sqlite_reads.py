@@ -244,14 +244,14 @@ class SQLiteReads:
         marks = ", ".join("?" * len(kinds))
         return await self._open(f"steps.kind IN ({marks})", run, kinds)
 
-    async def open_action(self, run: str, key: str) -> StepRecord | None:
-        """A step of a run that is not over which still waits for an answer from outside."""
+    async def open_step(self, run: str, key: str) -> StepRecord | None:
+        """A step of a run that is not over which still waits for its answer."""
 
         def query(connection: sqlite3.Connection) -> StepRecord | None:
             row = connection.execute(
                 f"SELECT {STEP_FIELDS} FROM steps WHERE home = (SELECT home FROM runs WHERE id = :run "
                 f"AND status NOT IN {ENDED}) AND run = :run AND key = :key AND outcome IS NULL AND answer IS NULL "
-                f"AND {_IS_ACTION} {_NOT_CUT_OFF}",
+                f"{_NOT_CUT_OFF}",
                 {"run": run, "key": key},
             ).fetchone()
             return step_of(row) if row else None
