@@ -28,6 +28,7 @@ from dayjob.errors import (
 )
 from dayjob.events import Events, Subscriber
 from dayjob.jobs import Job, Request
+from dayjob.keys import UNDO_SCOPE, attention_of
 from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
 from dayjob.run import new_run
@@ -241,6 +242,11 @@ class Dayjob:
         found: list[StepRecord] = await self.store.steps(run_id, after)
         return found
 
+    async def attention(self, run_id: str) -> dict[str, str]:
+        """What a person has to look into, and why, by the key of the step: effects of unknown outcome, or not undone."""
+        record = await self.get(run_id)
+        return attention_of(await self.steps(run_id)) if record.status.is_terminal else {}
+
     async def request_of(self, step: StepRecord) -> bytes | None:
         """The exact request of a model step, as canonical JSON: what the adapter was given, without secrets."""
         if step.hashes is None:
@@ -328,12 +334,14 @@ class Dayjob:
 
         With `changed`, steps whose function's code has changed are done again, and what follows them;
         with `from_step`, that step and all that finished after it. Raises WrongStatus if it is not
-        over, or completed and neither is given.
+        over, if what it did was undone, or if it completed and neither is given.
         """
         record = await self.get(run_id)
         steps = await self.store.steps(run_id)
         if not record.status.is_terminal:
             raise WrongStatus(f"{run_id}: is {record.status}; only a run that is over can be resumed")
+        if any(row.scope == UNDO_SCOPE for row in steps):
+            raise WrongStatus(f"{run_id}: what it did was undone; start it anew")
         if record.status == Status.COMPLETED and not changed and from_step is None:
             raise WrongStatus(
                 f"{run_id}: is completed; to do some of it again, give --changed or --from STEP"
@@ -624,7 +632,7 @@ def _superseded_by_resume(
         origin = orjson.loads(record.error).get("step") if record.error else None
         doomed = [] if origin is None else _error_chain(current, origin)
         if record.status == Status.EXPIRED:  # asked again, with its time anew
-            doomed += [row for row in current if row.kind == Kind.ASK and row.outcome is None and row.due]
+            doomed += [row for row in current if is_action(row) and row.outcome is None and row.due]
     return [(row.key, row.attempt) for row in doomed]
 
 

@@ -24,6 +24,7 @@ EVENTS: dict[str, str] = {
     "step.opened": "run, key, name, kind, due: a step began to wait",
     "step.finished": "run, key, name, kind, attempt, outcome, seconds, dollars, input_tokens, output_tokens, reused",
     "step.retrying": "run, key, attempt, delay, error",
+    "run.attention": "run, steps: what it did there could not be undone, or nobody knows whether it happened",
     "action.due_soon": "run, key, due: the deadline of an action is near, and nobody has answered",
     "worker.started": "worker, jobs, queues",
     "worker.stopped": "worker",

@@ -23,13 +23,14 @@ from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.join import Wait
 from dayjob.journal import DEFER_SCOPE, Journal, Scope, error_bytes
+from dayjob.keys import UNDO_SCOPE
 from dayjob.models import Model, open_model
 from dayjob.run import Run, new_run
 from dayjob.runs import Kind, RunRecord, Status, StepRecord, is_action
 from dayjob.steps import DUE, RETRY_SECONDS, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
 from dayjob.tools import Tool, Undo
-from dayjob.undo import UNDO_SCOPE, Unwinding
+from dayjob.undo import Unwinding
 from dayjob.values import Redactor, encode
 
 T = TypeVar("T")
@@ -355,6 +356,8 @@ class Execution:
         end = await self._until_guarded(self._settle, end)
         if self.lost:
             return self._drop(Left.LOST)
+        if unwinding.failed:
+            self.events.emit("run.attention", run=self.record.id, steps=unwinding.failed)
         self.record.status = end.status
         self.record.reason, self.record.output, self.record.error = (
             end.reason,

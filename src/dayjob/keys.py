@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from enum import Enum
 
 import orjson
 
 from dayjob.runs import Outcome, StepRecord
 from dayjob.values import canonical, digest
+
+
+UNDO_SCOPE = "#undo"
+"""Where it is written what was undone."""
 
 
 class Fate(Enum):
@@ -34,6 +39,20 @@ def fate_of(row: StepRecord) -> Fate:
 def is_write(row: StepRecord) -> bool:
     """Whether a row is that of a write: what must not be done twice."""
     return row.call_key is not None and orjson.loads(row.input or b"{}").get("effect") == "write"
+
+
+def attention_of(rows: Iterable[StepRecord]) -> dict[str, str]:
+    """Of a run that is over: what a person has to look into, and why, by the key of the step."""
+    found = {}
+    for row in rows:
+        if row.call_key is None:
+            continue
+        error = orjson.loads(row.error or b"{}")
+        if row.scope == UNDO_SCOPE and row.outcome == Outcome.ERROR:
+            found[row.key] = f"could not be undone: {error['type']}: {error['message']}"
+        elif row.outcome is None:
+            found[row.key] = "nobody knows whether it happened"
+    return found
 
 
 class Effects:

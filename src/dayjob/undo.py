@@ -20,7 +20,7 @@ from dayjob.effects import called, name_of, outcome_is_unknown, probed
 from dayjob.errors import DayjobError, InputError, NotDone, StepError
 from dayjob.jobs import Job
 from dayjob.journal import Journal, error_bytes
-from dayjob.keys import Fate, fate_of, undo_key
+from dayjob.keys import UNDO_SCOPE, Fate, fate_of, undo_key
 from dayjob.runs import Kind, Outcome, StepRecord
 from dayjob.shapes import parameter_types
 from dayjob.steps import patiently
@@ -28,7 +28,6 @@ from dayjob.stores import Store
 from dayjob.tools import Call, Tool, Undo
 from dayjob.values import decode, digest, encode
 
-UNDO_SCOPE = "#undo"
 UNDO_SECONDS = 60.0
 """How long an undo may take whose tool names no timeout."""
 _MANY = 5_000
@@ -64,6 +63,8 @@ class Unwinding:
         self._lease_seconds = lease_seconds
         self._warn = warn
         self._announce = announce
+        self.failed: list[str] = []
+        """The keys of what could not be undone."""
 
     async def effects(self, after: int = 0) -> list[Done]:
         """What there is to undo that finished after a seq, the latest first; calls of unknown outcome come before."""
@@ -71,7 +72,10 @@ class Unwinding:
 
     async def undo(self, effects: Sequence[Done]) -> list[str]:
         """Undoes them in this order; returns the keys of those that could not be."""
-        return [done.row.key for done in effects if not await self._undo(done)]
+        for done in effects:
+            if not await self._undo(done):
+                self.failed.append(done.row.key)
+        return self.failed
 
     async def _effects_of(self, run: str, job: Job | None, after: int) -> AsyncIterator[Done]:
         rows = await patiently(lambda: self.store.effects(run))

@@ -247,6 +247,10 @@ async def _write_of(lab: CrashLab, key: str, body: Body, outside: Any) -> int:
     raise AssertionError(key)
 
 
+async def _is(app: Dayjob, run: str, status: Status) -> bool:
+    return (await app.get(run)).status == status
+
+
 async def test_keeping_the_old_path_leaves_the_run_to_workers_with_the_old_code(url: str) -> None:
     old, new = versions(asks_first("a", "b"), asks_first("first", "a"))
     async with Dayjob(url, worker=False) as app:
@@ -260,7 +264,7 @@ async def test_keeping_the_old_path_leaves_the_run_to_workers_with_the_old_code(
         async with app.worker():
             actions = await until(lambda: app.actions(handle.id))
             assert [action.id for action in actions] == ["#changed"]
-            assert (await app.get(handle.id)).status == Status.REQUIRES_ACTION
+            await until(lambda: _is(app, handle.id, Status.REQUIRES_ACTION))
             await app.answer(handle.id, "#changed", "keep")
 
             async def pinned() -> bool:

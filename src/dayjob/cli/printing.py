@@ -17,6 +17,7 @@ from rich.text import Text
 from dayjob import trace
 from dayjob.app import Dayjob
 from dayjob.errors import InputError
+from dayjob.keys import attention_of
 from dayjob.runs import Action, Kind, RunRecord, Status, StepRecord
 
 DEFAULT_STORE = "sqlite:///dayjob.db"
@@ -36,6 +37,9 @@ def how_to_answer(actions: Sequence[Action], store: str) -> Iterator[Text]:
         yield Text.assemble(("? ", "yellow"), (action.question, "bold"), (by, "dim"))
         if action.kind == Kind.EVENT:
             yield Text("  " + line_to_type("send", action.run, action.question, "VALUE", store=store))
+        elif action.kind == "happened":
+            yield Text("  " + line_to_type("answer", action.run, action.id, '{"result": VALUE}', store=store))
+            yield Text("  " + line_to_type("reject", action.run, action.id, store=store))
         elif (action.schema or {}).get("type") == "boolean":
             yield Text("  " + line_to_type("approve", action.run, action.id, store=store))
             yield Text("  " + line_to_type("reject", action.run, action.id, store=store))
@@ -74,6 +78,8 @@ def _remark(record: RunRecord) -> Text:
         return Text(
             "" if record.success is None else "did its job" if record.success else "did not do its job"
         )
+    if record.attention:
+        return Text(f"needs attention: {record.attention}", "red")
     if record.reason:
         return Text(trace.first_line(record.reason, 60), "dim")
     if record.progress_done is not None and record.progress_total:
@@ -141,6 +147,10 @@ def show_run(record: RunRecord, steps: Sequence[StepRecord], waits: Sequence[Act
         for text in trace.tree(out, steps):
             out.print(text, soft_wrap=True)
     _print_titled("output", record.output)
+    if record.attention:
+        out.print("\nneeds attention", style="bold red")
+        for key, why in attention_of(steps).items():
+            out.print(Text.assemble(("! ", "red"), (key, "bold"), "  ", why), soft_wrap=True)
     if waits:
         out.print()
     for text in how_to_answer(waits, store):
@@ -248,6 +258,7 @@ async def document(app: Dayjob, run: str) -> dict[str, Any]:
             for name in ("input_tokens", "output_tokens", "cached_tokens")
         },
         "dollars": trace.cost(steps),
+        "attention": await app.attention(run),
         "actions": [action_fields(action) for action in await app.actions(run)],
         "steps": [_step_fields(step) for step in steps],
     }
