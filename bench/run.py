@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from floor import JOURNAL, connect, floor_per_second
 
-from dayjob import Dayjob, Run, job
+from dayjob import Dayjob, Run, job, tool
 from dayjob.models.scripted import Scripted
 
 WORDS = [
@@ -147,6 +147,51 @@ async def latency(folder: Path, rounds: int) -> list[str]:
     return [
         f"500 sequential steps: {step:.3f} ms a step; raw commit {commit:.3f} ms; {step / commit:.2f} x   [bar 2.0 x]"
     ]
+
+
+# --- a tool step -----------------------------------------------------------------------------------
+
+
+@tool(effect="read")
+async def looked_up(number: int) -> str:
+    return TEXTS[number % 64]
+
+
+@tool(effect="idempotent")
+async def put(number: int) -> str:
+    return TEXTS[number % 64]
+
+
+@tool(effect="write")
+async def sent(number: int) -> str:
+    return TEXTS[number % 64]
+
+
+async def effects(folder: Path, rounds: int) -> list[str]:
+    times: dict[str, list[float]] = {}
+
+    async def timed(what: str, doing: Awaitable[Any]) -> None:
+        began = time.perf_counter()
+        await doing
+        times.setdefault(what, []).append(time.perf_counter() - began)
+
+    @job(version="1")
+    async def sequential(run: Run, count: int) -> None:
+        for number in range(count):
+            await timed("step", run.step(produce, number))
+            await timed("read", run.tool(looked_up, number=number))
+            await timed("idempotent", run.tool(put, number=number))
+            await timed("write", run.tool(sent, number=number))
+
+    async with Dayjob(f"sqlite:///{folder}/effects.db", jobs=[sequential]) as app:
+        for _ in range(rounds):
+            await (await app.submit(sequential(count=200))).result(120)
+    step = statistics.median(times["step"])
+    told = [
+        f"{what} {statistics.median(times[what]) * 1e3:.3f} ms ({statistics.median(times[what]) / step:.2f} x)"
+        for what in ("read", "idempotent", "write")
+    ]
+    return [f"a plain step {step * 1e3:.3f} ms; a tool step: {', '.join(told)}   [a write is two commits]"]
 
 
 # --- one run of 200 turns --------------------------------------------------------------------------
@@ -289,7 +334,7 @@ def imports(rounds: int) -> list[str]:
 
 WORKER = """
 import asyncio, os, sys, time
-from dayjob import Dayjob, Run, job
+from dayjob import Dayjob, Run, job, tool
 
 async def body(n: int) -> int:
     with open(sys.argv[2], "a") as ledger:
@@ -358,6 +403,7 @@ def recovery(folder: Path) -> list[str]:
 
 BENCHES: dict[str, Callable[[Path, argparse.Namespace], Any]] = {
     "throughput": lambda folder, given: throughput(folder, given.rounds),
+    "effects": lambda folder, given: effects(folder, given.rounds),
     "latency": lambda folder, given: latency(folder, given.rounds),
     "turns": lambda folder, given: turns(folder, given.rounds),
     "parked": lambda folder, given: parked(folder, given.parked),

@@ -243,7 +243,7 @@ class Dayjob:
         return found
 
     async def attention(self, run_id: str) -> dict[str, str]:
-        """What a person has to look into, and why, by the key of the step: effects of unknown outcome, or not undone."""
+        """What a person has to look into, and why, by step: effects of unknown outcome, or not undone."""
         record = await self.get(run_id)
         return attention_of(await self.steps(run_id)) if record.status.is_terminal else {}
 
