@@ -1015,6 +1015,16 @@ async def test_a_process_of_another_host_is_dead_only_by_its_lease(store: Store,
     assert "far" in (await store.sweep(MAX_ATTEMPTS)).dead_workers
 
 
+async def test_a_process_of_another_container_on_this_host_is_dead_only_by_its_lease(
+    store: Store, clock: Clock
+) -> None:
+    boot = this_host()[1].partition(" ")[0]
+    await register(store, "far", boot=f"{boot} pid:[1]", pid=2**22 + 1, start="1")
+    assert (await store.sweep(MAX_ATTEMPTS)).dead_workers == []
+    clock.advance(LEASE + 1)
+    assert "far" in (await store.sweep(MAX_ATTEMPTS)).dead_workers
+
+
 async def test_a_worker_that_retires_leaves_nothing_held(store: Store) -> None:
     run = await held_run(store)
     await store.retire("w1")
