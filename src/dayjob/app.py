@@ -33,6 +33,7 @@ from dayjob.prompts import request_json, split_hashes
 from dayjob.run import new_run
 from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, new_id
 from dayjob.stores import InboxItem, Store, open_store
+from dayjob.threads import in_a_thread
 from dayjob.values import Redactor, decode, encode
 from dayjob.worker import Worker
 
@@ -99,7 +100,7 @@ class Dayjob:
         self._store = self._store_url
         if isinstance(self._store_url, str):
             loop = asyncio.get_running_loop()
-            self._store = await loop.run_in_executor(None, self._open, loop)
+            self._store = await in_a_thread(self._open, loop)
         if self._embedded:
             try:
                 self._workers.append(await self._start_worker(self._concurrency, ("default",)))

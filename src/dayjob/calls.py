@@ -47,10 +47,10 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
         run.keeper.busy += 1
         try:
             if timeout is None:
-                value = await _called(fn, args, shape)
+                value = await _called(run, fn, args, shape)
             else:
                 async with asyncio.timeout(timeout):
-                    value = await _called(fn, args, shape)
+                    value = await _called(run, fn, args, shape)
             data = run.encode(f"step {name!r}", value, shape.returns)
             value = decode(data, shape.returns)
         except asyncio.CancelledError:
@@ -129,8 +129,7 @@ def encoded_arguments(name: str, args: tuple[Any, ...]) -> bytes:
         raise StepError(type(problem).__name__, f"step {name!r}: arguments: {problem}") from None
 
 
-async def _called(fn: Callable[..., Any], args: tuple[Any, ...], shape: Shape) -> Any:
+async def _called(run: Steps, fn: Callable[..., Any], args: tuple[Any, ...], shape: Shape) -> Any:
     if shape.is_async:
         return await fn(*args)
-    result = await asyncio.to_thread(fn, *args)
-    return await awaited(result)
+    return await awaited(await run.keeper.threads.call(fn, *args))

@@ -27,6 +27,7 @@ from dayjob.run import Run, new_run
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
 from dayjob.steps import DUE, RETRY_SECONDS, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
+from dayjob.threads import Threads
 from dayjob.values import Redactor, encode
 
 _WAITS = Wait.__await__.__code__
@@ -52,6 +53,7 @@ class Services:
     timer: Callable[[float], None] = lambda due: None
     models: dict[str, Model] = field(default_factory=dict)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
+    threads: Threads = field(default_factory=lambda: Threads("dayjob-step"))
 
     def model_named(self, model: str | Model | None) -> Model:
         """The model that a step asked for, or the app's. Raises ModelNotConfigured."""
@@ -549,6 +551,10 @@ class Execution:
             self._arm(row)
 
     # --- for Run -------------------------------------------------------------------------------
+
+    @property
+    def threads(self) -> Threads:
+        return self.services.threads
 
     def valid(self, now: float) -> bool:
         """Whether the worker's lease is certain: past it, nothing begins."""

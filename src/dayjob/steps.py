@@ -16,6 +16,7 @@ from dayjob.jobs import Request
 from dayjob.journal import Journal, Scope, error_bytes, stored_error
 from dayjob.models import Model
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
+from dayjob.threads import Threads
 from dayjob.values import canonical, decode, digest, encode
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ class Keeper(Protocol):
     busy: int
     inbox: dict[str, list[Any]]
 
+    @property
+    def threads(self) -> Threads: ...
     def valid(self, now: float) -> bool: ...
     async def ready(self, scope: Scope) -> None: ...
     def fatal(self, reason: str) -> None: ...

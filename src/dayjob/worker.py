@@ -126,6 +126,8 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.services.background:
             await asyncio.wait(self.services.background, timeout=self.services.grace_seconds)
+        self.services.threads.close()
+        await self.services.threads.closed(self.services.grace_seconds)
         if self._heartbeat is not None:
             self._heartbeat.stop()
             await self._heartbeat.stopped()

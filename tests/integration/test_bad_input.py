@@ -294,6 +294,20 @@ async def test_a_job_that_raises_fails_its_run_with_type_and_text(
     assert await failure_of(url, broken) == reason
 
 
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit, SystemExit])
+async def test_a_sync_step_that_raises_what_no_future_takes_fails_its_run(
+    url: str, error: type[BaseException]
+) -> None:
+    def odd() -> None:
+        raise error
+
+    @job
+    async def raising(run: Run) -> None:
+        await run.step(odd)
+
+    assert error.__name__ in await failure_of(url, raising)
+
+
 async def test_secrets_in_an_error_are_redacted_wherever_they_are_kept(
     url: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

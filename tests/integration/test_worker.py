@@ -170,6 +170,66 @@ async def test_a_long_journal_stays_warm_for_a_while_and_then_leaves(url: str) -
             assert await cooled.result(20) == "later"
 
 
+async def test_as_many_sync_steps_run_side_by_side_as_runs(url: str) -> None:
+    together = threading.Barrier(40)
+
+    @job
+    async def meeting(run: Run) -> int:
+        return int(await run.step(together.wait, 20))
+
+    async with Dayjob(url) as app:
+        handles = [await app.submit(meeting()) for _ in range(40)]
+        numbers = await asyncio.gather(*(handle.result(30) for handle in handles))
+        assert sorted(numbers) == list(range(40))
+
+
+async def test_steps_that_hang_in_threads_do_not_hold_up_the_end_of_their_worker(url: str) -> None:
+    gate = threading.Event()
+    came: list[int] = []
+
+    def hang(number: int) -> None:
+        came.append(number)
+        gate.wait(60)
+
+    @job
+    async def hanging(run: Run, number: int) -> None:
+        await run.step(hang, number)
+
+    try:
+        async with Dayjob(url, worker=False) as app:
+            async with app.worker(grace_seconds=0.05) as worker:
+                for number in range(40):
+                    await app.submit(hanging(number=number))
+                await until(lambda: len(came) == 40)
+                async with asyncio.timeout(15):
+                    await worker.stop(drain_seconds=0.05)
+            assert {run.status for run in await app.runs()} == {Status.QUEUED}
+    finally:
+        gate.set()
+
+
+def test_a_process_with_a_step_that_hangs_in_a_thread_can_still_end(url: str, tmp_path: Path) -> None:
+    script = tmp_path / "hanging.py"
+    script.write_text(
+        "import asyncio, sys, threading, time\nfrom dayjob import Dayjob, Run, job\n"
+        "came = threading.Event()\n"
+        "def hang():\n    came.set()\n    time.sleep(600)\n"
+        "@job\nasync def hanging(run: Run) -> None:\n    await run.step(hang)\n"
+        "async def main():\n"
+        "    async with Dayjob(sys.argv[1], worker=False) as app:\n"
+        "        async with app.worker(grace_seconds=0.05) as worker:\n"
+        "            await app.submit(hanging())\n"
+        "            await asyncio.to_thread(came.wait, 30)\n"
+        "            await worker.stop(0.05)\n"
+        "asyncio.run(main())\n"
+        "print('ended')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.returncode) == ("ended\n", 0), done.stderr
+
+
 DEADLY = """
 import asyncio, os, sys
 from dayjob import Dayjob, Run, job

@@ -29,6 +29,7 @@ from dayjob.stores.sqlite_file import MIGRATIONS
 from dayjob.stores.sqlite_reads import SQLiteReads, load
 from dayjob.stores.sqlite_rows import CLAIMABLE, ENDED, HELD, PARKED, RUN_FIELDS, input_of, insert_run, run_of
 from dayjob.stores.writer import INSERT_STEP, FairLock, Writer, step_values, translated
+from dayjob.threads import in_a_thread
 
 _KEEP_MESSAGE = "INSERT INTO messages (home, hash, bytes) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _REMEMBER = """
@@ -77,7 +78,7 @@ class SQLiteStore(SQLiteReads):
         self._beater_list: list[_Beater] = []
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self.close_now)
+        await in_a_thread(self.close_now)
 
     def close_now(self) -> None:
         """Writes what is queued and closes every connection."""
