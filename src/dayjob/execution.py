@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import Any
 
-from dayjob.errors import DayjobError, ModelNotConfigured, StepError, StoreError
+from dayjob.errors import DayjobError, ModelNotConfigured, StepError, StoreError, step_error_of, text_of
 from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.join import Wait
@@ -248,8 +247,6 @@ class Execution:
             if root.closed:
                 return
             end = self._failure(StepError("CancelledError", "the job cancelled itself"))
-        except StepError as error:
-            end = self._failure(error)
         except (Exception, SystemExit, GeneratorExit) as problem:
             end = self._failure(_as_step_error(problem))
         if not root.closed:
@@ -382,8 +379,9 @@ class Execution:
         for fn, args in reversed(self._defers):
             try:
                 await run.step(fn, *args)
-            except StepError as error:
-                self.warn(error.step or DEFER_SCOPE, f"deferred function failed: {error}")
+            except (Exception, SystemExit, GeneratorExit) as problem:
+                step = problem.step if isinstance(problem, StepError) else None
+                self.warn(step or DEFER_SCOPE, f"deferred function failed: {text_of(problem)}")
 
     async def _until_lost(self) -> None:
         while not self.lost:
@@ -709,6 +707,4 @@ def _as_step_error(problem: BaseException) -> StepError:
             break
         cause = cause.__cause__ or cause.__context__
         seen += 1
-    retryable = bool(getattr(problem, "retryable", False))
-    text = "".join(traceback.format_exception(problem))
-    return StepError(type(problem).__name__, str(problem), retryable, step=step, traceback=text)
+    return step_error_of(problem, step)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import orjson
 
-from dayjob.errors import DayjobError, InputError, StepError, StoreError
+from dayjob.errors import DayjobError, InputError, StepError, StoreError, step_error_of
 from dayjob.events import Events
 from dayjob.jobs import Request
 from dayjob.journal import Journal, Scope, error_bytes, stored_error
@@ -457,23 +456,11 @@ class Steps:
 
     def step_error(self, key: str, name: str, problem: Exception, timeout: float | None = None) -> StepError:
         """Any exception as the one error that steps raise."""
-        if isinstance(problem, StepError):
-            return StepError(
-                problem.type, problem.message, problem.retryable, step=problem.step or key,
-                retry_after=problem.retry_after, traceback=problem.traceback,
-            )  # fmt: skip
         if isinstance(problem, TimeoutError) and timeout is not None:
             return StepError("Timeout", f"step {name!r} took longer than {timeout:g} s", True, step=key)
         if isinstance(problem, InputError):
             return StepError("InvalidResult", f"step {name!r}: {problem}", step=key)
-        return StepError(
-            type(problem).__name__,
-            str(problem),
-            bool(getattr(problem, "retryable", False)),
-            step=key,
-            retry_after=getattr(problem, "retry_after", None),
-            traceback="".join(traceback.format_exception(problem)),
-        )
+        return step_error_of(problem, key)
 
 
 def cancellings() -> int:

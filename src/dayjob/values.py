@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import orjson
 
-from dayjob.errors import InputError, NotJSON, ValueTooLarge
+from dayjob.errors import InputError, NotJSON, ValueTooLarge, text_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -91,7 +91,9 @@ def encode(value: Any, declared: Any = Any) -> bytes:
         try:
             data = _adapter(declared).dump_json(value, warnings="error")
         except Exception as problem:
-            raise NotJSON(f"{type(value).__name__} does not fit {_type_name(declared)}: {problem}") from None
+            raise NotJSON(
+                f"{type(value).__name__} does not fit {_type_name(declared)}: {text_of(problem)}"
+            ) from None
         if _MANY_DIGITS.search(data) and (too_long := _culprit(json.loads(data))):
             raise NotJSON(too_long)
     else:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from dayjob import Dayjob, InputError, Run, RunFailed, Status, job
+from dayjob import Dayjob, InputError, Run, RunFailed, Status, StepError, job
 from dayjob.cli.files import job_named
 from dayjob.errors import (
     ForeignStore,
@@ -292,6 +292,78 @@ async def test_a_job_that_raises_fails_its_run_with_type_and_text(
         raise raised
 
     assert await failure_of(url, broken) == reason
+
+
+class Mute(Exception):
+    """Nothing that it is asked for can it say."""
+
+    def __str__(self) -> str:
+        raise Mute
+
+    __repr__ = __str__
+
+    def _of_nothing(self) -> Any:
+        raise SystemExit
+
+    retryable = property(_of_nothing)
+    retry_after = property(_of_nothing)
+
+
+class Hollow(StepError):
+    def __init__(self) -> None: ...
+
+
+@pytest.mark.parametrize("error", [Mute, Hollow])
+async def test_an_error_that_cannot_say_what_it_is_fails_the_run_in_a_job_and_in_a_step_alike(
+    url: str, error: type[Exception]
+) -> None:
+    def breaking() -> None:
+        raise error
+
+    @job
+    async def broken(run: Run) -> None:
+        raise error
+
+    @job
+    async def stepping(run: Run) -> None:
+        await run.step(breaking)
+
+    @job
+    async def branching(run: Run) -> None:
+        async def branch(run: Run) -> None:
+            raise error
+
+        await run.gather(branch)
+
+    name = "Mute: (the text of this Mute cannot be made)" if error is Mute else "StepError"
+    assert await failure_of(url, broken) == name
+    assert await failure_of(url, stepping) == f"step 'breaking': {name}"
+    assert await failure_of(url, branching) == f"step 'gather/0': {name}"
+
+
+async def test_what_a_deferred_function_raises_does_not_keep_the_others_from_being_called(url: str) -> None:
+    called: list[str] = []
+
+    def deferred(name: str, error: type[BaseException] | None = None) -> Callable[[], None]:
+        def function() -> None:
+            called.append(name)
+            if error is not None:
+                raise error
+
+        return function
+
+    @job
+    async def tidy(run: Run) -> str:
+        for number, error in enumerate([None, Mute, SystemExit, GeneratorExit, StopIteration, ValueError]):
+            await run.defer(deferred(str(number), error))
+        return "done"
+
+    warnings: list[str] = []
+    async with Dayjob(url) as app:
+        app.subscribe(lambda name, fields: name == "run.warning" and warnings.append(fields["message"]))
+        assert await (await app.submit(tidy())).result(20) == "done"
+    assert called == ["5", "4", "3", "2", "1", "0"]
+    assert len([said for said in warnings if said.startswith("deferred function failed: ")]) == 5
 
 
 @pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit, SystemExit])

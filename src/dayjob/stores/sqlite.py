@@ -5,7 +5,6 @@ Here are the verbs that write; `SQLiteReads` has those that read.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 import threading
