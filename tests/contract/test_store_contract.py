@@ -883,6 +883,33 @@ async def test_only_a_run_that_is_over_can_be_resumed(store: Store) -> None:
     assert (await claim_one(store)).changed == 1
 
 
+async def test_a_run_that_was_cancelled_before_its_time_begins_at_once_when_it_is_resumed(
+    store: Store, clock: Clock
+) -> None:
+    run = await submit(store, due=clock() + 60)
+    assert await store.cancel(run.id, "x") == Status.CANCELLED
+    assert await store.resume(run.id, [], False)
+    assert (await claim_one(store)).id == run.id
+
+
+async def test_a_run_that_was_cancelled_before_its_turn_takes_its_turn_when_it_is_resumed(
+    store: Store,
+) -> None:
+    first = await held_run(store, thread="t")
+    second = await submit(store, "enqueue", thread="t")
+    assert await store.cancel(second.id, "x") == Status.CANCELLED
+    assert await store.resume(second.id, [], False)
+    assert await claim(store) == []
+    assert await settle(store, first) is Held.DONE
+    assert (await claim_one(store)).id == second.id
+    assert await store.cancel(second.id, "x") == Status.CANCELLING
+    third = await submit(store, "enqueue", thread="t")
+    assert await store.cancel(third.id, "x") == Status.CANCELLED
+    assert await settle(store, await current(store, second), End(Status.CANCELLED)) is Held.DONE
+    assert await store.resume(third.id, [], False)
+    assert (await claim_one(store)).id == third.id
+
+
 async def test_superseding_a_step_leaves_its_neighbours(store: Store) -> None:
     run = await held_run(store)
     rows = ["a", "a/x", "a/x/y", "a#2", "a#2/x", "a!", "ab/x"]

@@ -401,6 +401,8 @@ class SQLiteStore(SQLiteReads):
             if not connection.execute(
                 "UPDATE runs SET status = 'queued', outcome = NULL, reason = NULL, error = NULL, output = NULL, "
                 "ended = NULL, attempts = 0, worker = NULL, epoch = epoch + 1, wakes = wakes + 1, changed = ?, "
+                "admitted = admitted OR NOT EXISTS (SELECT 1 FROM runs AS other WHERE other.thread = runs.thread "
+                f"AND other.admitted = 1 AND other.status NOT IN {ENDED}), "
                 "next_run = NULL, dollars = NULL, input_tokens = NULL, output_tokens = NULL, steps = NULL "
                 f"WHERE home = ? AND id = ? AND status IN {ENDED}",
                 (changed, home, run),
