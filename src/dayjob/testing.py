@@ -108,6 +108,7 @@ class MortalStore:
         self.buried = False
         self.store = store
         self.death = death
+        self.worker: WorkerRecord | None = None
 
     # --- what a worker writes --------------------------------------------------------------------
 
@@ -184,6 +185,12 @@ class MortalStore:
     async def register(self, worker: WorkerRecord) -> None:
         await self._if_alive()
         await self.store.register(worker)
+        self.worker = worker
+
+    async def end_lease(self) -> None:
+        """As if the lease of its worker were over: whoever sweeps next declares it dead."""
+        if self.worker is not None:
+            await self.store.register(self.worker._replace(lease=-1.0))
 
     def beat(self, worker: str) -> Beat:
         beat: Beat | None = self.store.beat(worker) if self._hears() else None
@@ -354,7 +361,7 @@ class CrashLab:
         mortal.bury()
         for execution in (*worker.held.values(), *(execution for execution, _ in worker.warm.values())):
             execution.evict()
-        await mortal.store.retire(worker.id)
+        await mortal.end_lease()
         self._dismiss(worker, mortal)
 
     def _dismiss(self, worker: Worker, mortal: MortalStore) -> None:

@@ -1054,15 +1054,31 @@ async def test_a_process_of_another_container_on_this_host_is_dead_only_by_its_l
 
 async def test_a_worker_that_retires_leaves_nothing_held(store: Store) -> None:
     run = await held_run(store)
+    cancelled = await held_run(store)
+    await store.cancel(cancelled.id, "x")
     await store.retire("w1")
-    assert (await store.sweep(MAX_ATTEMPTS)).taken_over == [run.id]
     assert {known.id for known in await store.workers()} == {"w2"}
+    assert await put(store, run, row(run, "a", 1)) == "lost"
+    assert (await store.sweep(MAX_ATTEMPTS)).taken_over == []
+    found = await claim(store, "w2")
+    assert [(again.id, again.attempts) for again in found] == [(run.id, 0), (cancelled.id, 0)]
+    assert [again.status for again in found] == [Status.IN_PROGRESS, Status.CANCELLING]
+
+
+async def test_a_worker_that_retires_neither_adds_to_the_count_nor_resets_it(store: Store) -> None:
+    await held_run(store)
+    await die(store, "w1")
+    for _ in range(MAX_ATTEMPTS):
+        assert (await claim_one(store)).attempts == 1
+        await store.retire("w1")
+        await register(store, "w1")
 
 
 async def die(store: Store, by: str) -> Sequence[str]:
-    """The worker of that id dies; what was poisoned by it."""
-    await store.retire(by)
+    """The worker of that id dies, and another comes by that id; what was poisoned by it."""
+    await register(store, by, lease=-1.0)
     swept = await store.sweep(MAX_ATTEMPTS)
+    await store.retire(by)
     await register(store, by)
     return swept.poisoned
 
@@ -1096,8 +1112,7 @@ async def test_a_poisoned_child_tells_its_parent(store: Store) -> None:
     for _ in range(MAX_ATTEMPTS):
         await register(store, "w9")
         await claim_one(store, "w9")
-        await store.retire("w9")
-        await store.sweep(MAX_ATTEMPTS)
+        await die(store, "w9")
     loaded = await refreshed(store, parent)
     assert json.loads(loaded.answered[0].answer or b"")["status"] == "failed"
 

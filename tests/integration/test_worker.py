@@ -14,9 +14,10 @@ import pytest
 from dayjob import Dayjob, Run, RunFailed, Status, job
 from dayjob.cli.files import load
 from dayjob.errors import StoreLocked
-from dayjob.stores import open_store
+from dayjob.stores import Store, Wanted, open_store
 from dayjob.testing import Clock
-from tests.failing_stores import Failing, Locked
+from dayjob.worker import MAX_ATTEMPTS
+from tests.failing_stores import Around, Failing, Locked
 from tests.until import is_finished, turns, until
 
 
@@ -76,6 +77,55 @@ async def test_a_worker_that_stops_does_not_wait_for_ever(url: str) -> None:
         async with app.worker():
             assert await handle.result(20) == "one entered"
     assert desk.came == ["one", "one"]
+
+
+class Slow(Around):
+    """A store whose claims take a while: their replies come when the gate is open."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.gate = asyncio.Event()
+        self.claimed: list[str] = []
+
+    async def claim(self, wanted: Wanted) -> Any:
+        claimed = await self.store.claim(wanted)
+        self.claimed += [record.id for record, _ in claimed]
+        await self.gate.wait()
+        return claimed
+
+
+async def test_what_a_worker_claims_while_it_stops_is_given_back_and_counted_as_no_death(url: str) -> None:
+    store = Slow(open_store(url))
+    async with Dayjob(store, worker=False) as app, Dayjob(url, worker=False) as other:
+        handles = [await app.submit(name_of(name=str(number))) for number in range(3)]
+        for _ in range(MAX_ATTEMPTS + 1):
+            store.gate.clear()
+            store.claimed.clear()
+            async with app.worker() as worker:
+                await until(lambda: len(store.claimed) == 3)
+                stopping = asyncio.create_task(worker.stop())
+                await turns()
+                store.gate.set()
+                await stopping
+            found = [(run.status, run.worker, run.attempts) for run in await app.runs()]
+            assert found == [(Status.QUEUED, None, 0)] * 3
+        other.jobs[name_of.name] = name_of
+        async with other.worker():
+            assert [await handle.result(20) for handle in handles] == ["0", "1", "2"]
+    await store.store.close()
+
+
+async def test_a_claim_that_never_ends_does_not_hold_up_the_end_of_its_worker(url: str) -> None:
+    store = Slow(open_store(url))
+    async with Dayjob(store, worker=False) as app:
+        handle = await app.submit(name_of(name="Ann"))
+        async with app.worker(grace_seconds=0.05) as worker:
+            await until(lambda: store.claimed)
+            async with asyncio.timeout(15):
+                await worker.stop()
+        record = await app.get(handle.id)
+        assert (record.status, record.worker, record.attempts) == (Status.QUEUED, None, 0)
+    await store.store.close()
 
 
 async def test_no_more_runs_are_worked_on_at_a_time_than_was_said(url: str) -> None:

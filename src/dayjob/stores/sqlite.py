@@ -168,13 +168,17 @@ class SQLiteStore(SQLiteReads):
         return await self._writer.run(transaction)
 
     async def register(self, worker: WorkerRecord) -> None:
-        """Announces a worker and the versions of its jobs; the order of versions is that of first sight."""
+        """Announces a worker, its lease and the versions of its jobs, or what of them is new.
+
+        The order of versions is that of first sight.
+        """
 
         def transaction(connection: sqlite3.Connection) -> None:
             now = self._clock()
             connection.execute(
                 "INSERT INTO workers (id, host, boot, pid, start, queues, jobs, beat, lease, started) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET jobs = excluded.jobs",
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+                "SET jobs = excluded.jobs, lease = excluded.lease",
                 (worker.id, worker.host, worker.boot, worker.pid, worker.start, json.dumps(list(worker.queues)),
                  json.dumps(dict(worker.jobs)), now, worker.lease, now),
             )  # fmt: skip
@@ -190,8 +194,17 @@ class SQLiteStore(SQLiteReads):
         await self._writer.run(transaction)
 
     async def retire(self, worker: str) -> None:
-        """Takes a worker that stopped in good order off the list."""
-        await self._execute("DELETE FROM workers WHERE id = ?", (worker,))
+        """Takes a worker that stopped in good order off the list; what it still holds is queued, and no death counted."""
+
+        def transaction(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE runs SET worker = NULL, epoch = epoch + 1, "
+                "status = CASE status WHEN 'in_progress' THEN 'queued' ELSE status END WHERE worker = ?",
+                (worker,),
+            )
+            connection.execute("DELETE FROM workers WHERE id = ?", (worker,))
+
+        await self._writer.run(transaction)
 
     async def claim(self, wanted: Wanted) -> list[tuple[RunRecord, Loaded | None]]:
         """Takes up to `limit` runs, each with a raised epoch, most urgent first, then oldest first.
