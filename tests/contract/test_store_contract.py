@@ -1117,12 +1117,31 @@ async def test_a_poisoned_child_tells_its_parent(store: Store) -> None:
     assert json.loads(loaded.answered[0].answer or b"")["status"] == "failed"
 
 
-async def test_a_run_being_cancelled_is_never_poison(store: Store) -> None:
+async def test_a_run_being_cancelled_that_kills_three_workers_is_cancelled_and_says_what_was_left(
+    store: Store,
+) -> None:
     run = await held_run(store)
     await store.cancel(run.id, "enough")
-    for _ in range(MAX_ATTEMPTS + 1):
+    for _ in range(MAX_ATTEMPTS - 1):
         assert await die(store, "w1") == []
         assert (await claim_one(store)).status == Status.CANCELLING
+    assert await die(store, "w1") == [run.id]
+    found = await current(store, run)
+    assert (found.status, found.worker, found.error) == (Status.CANCELLED, None, None)
+    assert str(found.reason).startswith("enough; what was left to do at its end was skipped (poison: 3 workers died")
+
+
+async def test_an_unwinding_run_that_kills_three_workers_ends_as_it_was_to(store: Store) -> None:
+    run = await held_run(store)
+    end = End(Status.FAILED, "ValueError: x", None, b'{"type":"ValueError"}')
+    assert await store.unwind(run.home, run.id, run.epoch, run.wakes, end) is Held.DONE
+    for _ in range(MAX_ATTEMPTS - 1):
+        assert await die(store, "w1") == []
+        assert (await claim_one(store)).status == Status.UNWINDING
+    assert await die(store, "w1") == [run.id]
+    found = await current(store, run)
+    assert (found.status, found.error) == (Status.FAILED, b'{"type":"ValueError"}')
+    assert str(found.reason).startswith("ValueError: x; what was left to do at its end was skipped (poison: 3 workers")
 
 
 async def test_a_suspect_run_is_claimed_alone(store: Store) -> None:

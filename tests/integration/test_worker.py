@@ -288,12 +288,20 @@ from dayjob import Dayjob, Run, job
 async def deadly(run: Run) -> None:
     os._exit(9)
 
+def die() -> None:
+    os._exit(9)
+
+@job
+async def deadly_in_the_end(run: Run) -> None:
+    await run.defer(die)
+    raise ValueError("x")
+
 @job
 async def harmless(run: Run) -> str:
     return "harmless"
 
 async def main(url: str) -> None:
-    async with Dayjob(url, jobs=[deadly, harmless]):
+    async with Dayjob(url, jobs=[deadly, deadly_in_the_end, harmless]):
         await asyncio.sleep(20)
 
 if __name__ == "__main__":
@@ -315,6 +323,22 @@ async def test_a_run_that_kills_every_process_that_takes_it_ends_as_poison(url: 
             with pytest.raises(RunFailed, match="poison: 3 workers died while they held it"):
                 await handle.result(20)
             assert await bystander.result(20) == "harmless"
+
+
+async def test_a_run_whose_deferred_function_kills_every_process_ends_with_its_own_error(
+    url: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "deadly_work.py"
+    await asyncio.to_thread(script.write_text, DEADLY)
+    _, jobs = load(str(script))
+    async with Dayjob(url, worker=False) as app:
+        handle = await app.submit(jobs["deadly_in_the_end"]())
+        for _ in range(4):  # the first has finished a step, the one that says what is deferred
+            died = await asyncio.create_subprocess_exec(sys.executable, str(script), url)
+            assert await died.wait() == 9
+        async with app.worker():
+            with pytest.raises(RunFailed, match="ValueError: x; what was left to do at its end was skipped"):
+                await handle.result(20)
 
 
 # --- a store that fails --------------------------------------------------------------------------------
