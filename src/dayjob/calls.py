@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dayjob.errors import NotJSON, StepError, ValueTooLarge
 from dayjob.journal import Scope, error_bytes
-from dayjob.retry import RetryPolicy
+from dayjob.retry import RetryPolicy, decide
 from dayjob.runs import Kind, Outcome
 from dayjob.shapes import Shape, shape_of
 from dayjob.steps import Steps, awaited, cancellings, never
@@ -62,7 +62,9 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             error = run.step_error(key, name, problem, timeout)
         finally:
             run.keeper.busy -= 1
-        again = retry(attempt, error) if error is not None else None
+        again = None
+        if error is not None:
+            again, error = decide(retry, attempt, error)
         outcome = Outcome.VALUE if error is None else Outcome.SUPERSEDED if again else Outcome.ERROR
         row = journal.row(
             scope.path, key, name, Kind.CALL, outcome, started, fingerprint, input=input, value=data,

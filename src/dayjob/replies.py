@@ -13,7 +13,7 @@ from dayjob.errors import DayjobError, InputError, InvalidAnswer, NotJSON, StepE
 from dayjob.journal import error_bytes
 from dayjob.models import Message, Model, ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.prompts import Prompt
-from dayjob.retry import Again, RetryPolicy
+from dayjob.retry import Again, RetryPolicy, decide
 from dayjob.runs import Kind, Outcome, StepRecord
 from dayjob.steps import Steps, cancellings
 from dayjob.tools import definition_of
@@ -128,7 +128,7 @@ class ModelCall:
                     again = Again()
             except Exception as problem:
                 error = run.step_error(key, name, problem, timeout)
-                again = retry(failed, error)
+                again, error = decide(retry, failed, error)
             row = self._row(
                 run, key, name, started, fingerprint, model, prompt, reply, error, again is not None
             )

@@ -366,6 +366,34 @@ async def test_what_a_deferred_function_raises_does_not_keep_the_others_from_bei
     assert len([said for said in warnings if said.startswith("deferred function failed: ")]) == 5
 
 
+async def test_a_retry_policy_that_fails_is_the_error_of_its_step_which_has_a_row(url: str) -> None:
+    def broken(attempt: int, error: StepError) -> None:
+        raise Mute
+
+    def fails_once() -> None:
+        raise ValueError("no")
+
+    @job
+    async def trying(run: Run) -> list[str]:
+        types = []
+        for call in (run.step(fails_once, retry=broken), run.model("hi", retry=broken)):
+            try:
+                await call
+            except StepError as error:
+                types.append(error.type)
+        return types
+
+    def refuses(request: Any) -> str:
+        raise ConnectionError("no")
+
+    async with Dayjob(url, Scripted(refuses)) as app:
+        handle = await app.submit(trying())
+        assert await handle.result(20) == ["RetryPolicyFailed"] * 2
+        assert [(step.key, step.outcome) for step in await app.steps(handle.id)] == [
+            ("fails_once", "error"), ("model", "error"),
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit, SystemExit])
 async def test_a_sync_step_that_raises_what_no_future_takes_fails_its_run(
     url: str, error: type[BaseException]
