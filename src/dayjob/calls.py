@@ -34,7 +34,12 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
     key, name, fn, args, shape, input, fingerprint, timeout = step
     await run.live()
     journal, scope = run.journal, run.scope
-    attempt = journal.retries_of(key)
+    failed = journal.retries_of(key)
+    attempt = len(failed)
+    for number, past in enumerate(failed, 1):  # by another worker, before it died
+        decided, _ = decide(retry, number, past)
+        if decided is not None and decided.instead is not None:
+            fn, shape = decided.instead, shape_of(decided.instead)
     while True:
         attempt += 1
         started = journal.clock()

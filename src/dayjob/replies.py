@@ -106,7 +106,7 @@ class ModelCall:
             return self._reply_of(row, await run.replay(row, Any))
         await run.live()
         fingerprint = prompt.fingerprint
-        failed = run.journal.retries_of(key)
+        failed = len(run.journal.retries_of(key))
         while True:
             failed += 1
             started = run.journal.clock()

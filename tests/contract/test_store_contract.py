@@ -946,13 +946,16 @@ async def test_branches_of_a_join_in_a_finished_scope_are_not_loaded(store: Stor
     assert [step.key for step in loaded.steps or ()] == ["part"]
 
 
-async def test_retries_are_counted_from_the_superseded_rows(store: Store) -> None:
+async def test_retries_are_known_by_the_errors_of_the_superseded_rows(store: Store) -> None:
     run = await held_run(store)
-    gone = {"outcome": Outcome.SUPERSEDED, "error": b'{"retried":true}'}
-    rows = [row(run, "a", 1, attempt=1, **gone), row(run, "a", 2, attempt=2, **gone)]
+    errors = [b'{"type":"A","retried":true}', b'{"type":"B","retried":true}']
+    rows = [
+        row(run, "a", n, attempt=n, outcome=Outcome.SUPERSEDED, error=error)
+        for n, error in enumerate(errors, 1)
+    ]
     assert await put(store, run, *rows) == "durable"
     loaded = await refreshed(store, run, "v1")
-    assert (loaded.steps, loaded.attempts, loaded.retried) == ([], {"a": 2}, {"a": 2})
+    assert (loaded.steps, loaded.attempts, loaded.retried) == ([], {"a": 2}, {"a": errors})
 
 
 async def test_a_claim_brings_what_happened_to_a_run_that_was_begun_before(store: Store) -> None:
@@ -1128,7 +1131,9 @@ async def test_a_run_being_cancelled_that_kills_three_workers_is_cancelled_and_s
     assert await die(store, "w1") == [run.id]
     found = await current(store, run)
     assert (found.status, found.worker, found.error) == (Status.CANCELLED, None, None)
-    assert str(found.reason).startswith("enough; what was left to do at its end was skipped (poison: 3 workers died")
+    assert str(found.reason).startswith(
+        "enough; what was left to do at its end was skipped (poison: 3 workers died"
+    )
 
 
 async def test_an_unwinding_run_that_kills_three_workers_ends_as_it_was_to(store: Store) -> None:
@@ -1141,7 +1146,9 @@ async def test_an_unwinding_run_that_kills_three_workers_ends_as_it_was_to(store
     assert await die(store, "w1") == [run.id]
     found = await current(store, run)
     assert (found.status, found.error) == (Status.FAILED, b'{"type":"ValueError"}')
-    assert str(found.reason).startswith("ValueError: x; what was left to do at its end was skipped (poison: 3 workers")
+    assert str(found.reason).startswith(
+        "ValueError: x; what was left to do at its end was skipped (poison: 3 workers"
+    )
 
 
 async def test_a_suspect_run_is_claimed_alone(store: Store) -> None:

@@ -10,7 +10,15 @@ from datetime import timedelta
 import pytest
 
 from dayjob import errors
-from dayjob.errors import DayjobError, ModelError, ModelRateLimited, RunEnded, RunFailed, StepError, step_error_of
+from dayjob.errors import (
+    DayjobError,
+    ModelError,
+    ModelRateLimited,
+    RunEnded,
+    RunFailed,
+    StepError,
+    step_error_of,
+)
 
 
 def drawn() -> dict[str, str | None]:

@@ -82,9 +82,7 @@ def test_any_function_is_a_policy_and_may_go_another_way() -> None:
         (Retry(attempts="3"), "TypeError: "),  # type: ignore[arg-type]
     ],
 )
-def test_a_policy_that_is_wrong_is_the_error_of_its_step_and_stops_it(
-    policy: RetryPolicy, said: str
-) -> None:
+def test_a_policy_that_is_wrong_is_the_error_of_its_step_and_stops_it(policy: RetryPolicy, said: str) -> None:
     again, error = decide(policy, 1, StepError("Busy", "later", step="a/b"))
     assert (again, error.type, error.step) == (None, "RetryPolicyFailed", "a/b")
     assert error.message.startswith(f"its retry policy: {said}")

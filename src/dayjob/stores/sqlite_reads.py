@@ -369,13 +369,13 @@ def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run
     }
     if done:  # the query looks at the scope itself; here at those further up, across joins
         loaded.steps = [row for row in loaded.steps if done.isdisjoint(_ancestors(row.key))]
-    for key, attempt, retried in connection.execute(
-        "SELECT key, attempt, json_extract(error, '$.retried') FROM steps "
+    for key, attempt, error, retried in connection.execute(
+        "SELECT key, attempt, error, json_extract(error, '$.retried') FROM steps "
         "WHERE home = ? AND run = ? AND outcome = 'superseded' ORDER BY key, attempt",
         (home, run),
     ):
         loaded.attempts[key] = attempt
-        loaded.retried[key] = loaded.retried.get(key, 0) + 1 if retried else 0
+        loaded.retried[key] = [*loaded.retried.get(key, ()), error] if retried else []
     loaded.last_seq = connection.execute(
         "SELECT coalesce(max(seq), 0) FROM steps WHERE run = ? AND seq IS NOT NULL", (run,)
     ).fetchone()[0]
