@@ -49,12 +49,13 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             )
         before = cancellings()
         value = data = error = None
+        limit = asyncio.timeout(timeout)
         run.keeper.busy += 1
         try:
             if timeout is None:
                 value = await _called(run, fn, args, shape)
             else:
-                async with asyncio.timeout(timeout):
+                async with limit:
                     value = await _called(run, fn, args, shape)
             data = run.encode(f"step {name!r}", value, shape.returns)
             value = decode(data, shape.returns)
@@ -64,7 +65,7 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
                 raise
             error = StepError("CancelledError", f"step {name!r} cancelled itself", step=key)
         except Exception as problem:
-            error = run.step_error(key, name, problem, timeout)
+            error = run.step_error(key, name, problem, timeout if limit.expired() else None)
         finally:
             run.keeper.busy -= 1
         again = None

@@ -112,9 +112,10 @@ class ModelCall:
             started = run.journal.clock()
             reply, error, again = None, missing, None
             before = cancellings()
+            limit = asyncio.timeout(timeout)
             try:
                 if error is None:
-                    reply = await self._ask(run, model, key, name, failed, prompt, timeout)
+                    reply = await self._ask(run, model, key, name, failed, prompt, limit)
                     self._value(reply)
             except asyncio.CancelledError:
                 if run.scope.closed or cancellings() > before:
@@ -127,7 +128,7 @@ class ModelCall:
                     corrections -= 1
                     again = Again()
             except Exception as problem:
-                error = run.step_error(key, name, problem, timeout)
+                error = run.step_error(key, name, problem, timeout if limit.expired() else None)
                 again, error = decide(retry, failed, error)
             row = self._row(
                 run, key, name, started, fingerprint, model, prompt, reply, error, again is not None
@@ -171,7 +172,7 @@ class ModelCall:
         name: str,
         attempt: int,
         prompt: Prompt,
-        timeout: float | None,
+        limit: asyncio.Timeout,
     ) -> ModelReply:
         assert model is not None
         events = run.keeper.events
@@ -187,7 +188,7 @@ class ModelCall:
         )
         run.keeper.busy += 1
         try:
-            async with asyncio.timeout(timeout):
+            async with limit:
                 return await model.reply(request, on_text)
         finally:
             run.keeper.busy -= 1

@@ -205,11 +205,12 @@ class Steps:
         self, call: Callable[[], Any], returns: Any, name: str, timeout: float | None, before: int
     ) -> tuple[Any, bytes | None, StepError | None]:
         """What a scope comes to: (value, its JSON, error). Raises CancelledError if it was cancelled from outside."""
+        limit = asyncio.timeout(timeout)
         try:
             if timeout is None:
                 value = await awaited(call())
             else:
-                async with asyncio.timeout(timeout):
+                async with limit:
                     value = await awaited(call())
             if doomed := self.journal.doomed(self.scope):
                 recorded = self.scope.recorded
@@ -225,7 +226,11 @@ class Steps:
                 StepError("CancelledError", f"{name!r} cancelled itself", step=self.scope.path),
             )
         except Exception as problem:
-            return None, None, self.step_error(self.scope.path, name, problem, timeout)
+            return (
+                None,
+                None,
+                self.step_error(self.scope.path, name, problem, timeout if limit.expired() else None),
+            )
 
     def is_settled(self, row: StepRecord) -> bool:
         """Whether a finished scope counts without being walked: it was written by this very version."""
@@ -455,7 +460,7 @@ class Steps:
             raise StepError(type(problem).__name__, f"{what}: {problem}", step=self.scope.current) from None
 
     def step_error(self, key: str, name: str, problem: Exception, timeout: float | None = None) -> StepError:
-        """Any exception as the one error that steps raise."""
+        """Any exception as the one error that steps raise; `timeout` is what the step took longer than, if it did."""
         if isinstance(problem, TimeoutError) and timeout is not None:
             return StepError("Timeout", f"step {name!r} took longer than {timeout:g} s", True, step=key)
         if isinstance(problem, InputError):

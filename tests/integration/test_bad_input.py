@@ -366,6 +366,42 @@ async def test_what_a_deferred_function_raises_does_not_keep_the_others_from_bei
     assert len([said for said in warnings if said.startswith("deferred function failed: ")]) == 5
 
 
+async def test_a_timeout_of_a_steps_own_is_not_taken_for_the_one_that_it_was_given(url: str) -> None:
+    async def pool() -> None:
+        raise TimeoutError("the pool is exhausted")
+
+    async def inside(run: Run) -> None:
+        await pool()
+
+    async def slow() -> None:
+        await asyncio.sleep(60)
+
+    def refuses(request: Any) -> str:
+        raise TimeoutError("the pool is exhausted")
+
+    @job
+    async def waiting(run: Run) -> list[str]:
+        said = []
+        for call in (
+            run.step(pool, timeout=600),
+            run.step(inside, timeout=600),
+            run.model("hi", timeout=600),
+            run.step(slow, timeout=0.01),
+        ):
+            try:
+                await call
+            except StepError as error:
+                said.append(str(error))
+        return said
+
+    async with Dayjob(url, Scripted(refuses)) as app:
+        said = await (await app.submit(waiting())).result(20)
+    assert said == [
+        *["TimeoutError: the pool is exhausted"] * 3,
+        "Timeout: step 'slow' took longer than 0.01 s",
+    ]
+
+
 async def test_a_retry_policy_that_fails_is_the_error_of_its_step_which_has_a_row(url: str) -> None:
     def broken(attempt: int, error: StepError) -> None:
         raise Mute
