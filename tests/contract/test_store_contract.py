@@ -297,6 +297,12 @@ async def test_only_one_run_and_its_family_can_be_asked_for(store: Store) -> Non
     assert await claim(store, only=wanted.id) == []
 
 
+async def test_one_run_can_be_asked_for_whatever_its_queue(store: Store) -> None:
+    await submit(store)
+    wanted = await submit(store, queue="elsewhere")
+    assert (await claim_one(store, only=wanted.id)).id == wanted.id
+
+
 async def test_a_delayed_run_is_not_claimed_before_its_time(store: Store, clock: Clock) -> None:
     run = await submit(store, due=clock() + 60)
     swept = await store.sweep(MAX_ATTEMPTS)

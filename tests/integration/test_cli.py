@@ -12,6 +12,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from dayjob import Dayjob
+from dayjob.cli.files import load
 from tests.acceptance.command_line import JOBS, CommandLine, text_of, until
 from tests.wire import Wire, fails, says
 
@@ -177,6 +179,16 @@ def test_resume_from_a_step_does_it_again(dayjob: CommandLine) -> None:
     assert "1 step ·" in dayjob("resume", run, "--from", "double").stderr
     assert [step["outcome"] for step in dayjob.json("show", run)["steps"]] == ["superseded", "value"]
     assert "no finished step 'nope'" in dayjob("resume", run, "--from", "nope").stderr
+
+
+async def test_a_run_of_another_queue_is_resumed_and_cancelled_by_its_id(dayjob: CommandLine) -> None:
+    _, jobs = load(str(DESK))
+    async with Dayjob(f"sqlite:///{dayjob.database}", worker=False) as app:
+        wanted = await app.submit(jobs["echo"](n=21), queue="elsewhere")
+        begun = await app.submit(jobs["interview"](), queue="elsewhere", source=f"{DESK}:interview")
+    assert (await asyncio.to_thread(dayjob, "resume", wanted.id, "--file", str(DESK))).returncode == 0
+    assert (await asyncio.to_thread(dayjob, "resume", begun.id)).returncode == 6
+    assert "is cancelled" in (await asyncio.to_thread(dayjob, "cancel", begun.id)).stderr
 
 
 def test_a_run_whose_process_was_killed_is_cancelled_at_once(dayjob: CommandLine) -> None:

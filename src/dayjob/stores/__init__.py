@@ -66,6 +66,7 @@ class WorkerRecord(NamedTuple):
 class Wanted(NamedTuple):
     """What a worker can take: up to `limit` runs of these queues and jobs.
 
+    `only` is one run: it and its family are taken, whatever their queue, and no other.
     `versions` are the versions that it may continue, by job, besides runs that never started.
     `alone` allows one suspect run, by itself.
     """

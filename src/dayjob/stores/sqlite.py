@@ -222,22 +222,18 @@ class SQLiteStore(SQLiteReads):
             values += [job, wanted.current[job], *versions]
         if not conditions:
             return []
-        queues = ", ".join("?" * len(wanted.queues))
+        if wanted.only is None:
+            where, places = f"queue IN ({', '.join('?' * len(wanted.queues))})", list(wanted.queues)
+        else:  # who asks for one run means it, whatever queue it is in
+            where, places = "home = (SELECT home FROM runs WHERE id = ?)", [wanted.only]
         statement = (
             "SELECT home, id, job, attempts FROM runs "
-            f"WHERE {CLAIMABLE} AND queue IN ({queues}) AND (attempts < 2 OR {wanted.alone:d}) "
+            f"WHERE {CLAIMABLE} AND {where} AND (attempts < 2 OR {wanted.alone:d}) "
             "AND EXISTS (SELECT 1 FROM workers WHERE id = ? AND dead = 0) "
             f"AND ({' OR '.join(conditions)}) "
-            f"{'AND home = (SELECT home FROM runs WHERE id = ?) ' if wanted.only else ''}"
             "ORDER BY priority DESC, id LIMIT ?"
         )
-        values = [
-            *wanted.queues,
-            wanted.worker,
-            *values,
-            *([wanted.only] if wanted.only else []),
-            str(wanted.limit),
-        ]
+        values = [*places, wanted.worker, *values, str(wanted.limit)]
 
         def transaction(connection: sqlite3.Connection) -> list[tuple[RunRecord, Loaded | None]]:
             found = connection.execute(statement, values).fetchall()
