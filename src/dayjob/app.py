@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from dayjob.answers import fitting
 from dayjob.errors import (
     InputError,
     RunCancelled,
@@ -287,7 +288,7 @@ class Dayjob:
         action = await self._action(run_id, action_id)
         data = self.redact(encode(value))
         if action.schema:
-            _check(action, orjson.loads(data))
+            data = encode(fitting(action, orjson.loads(data)))
         if not await self.store.answer(run_id, action_id, data, by, reason):
             raise UnknownAction(f"{run_id}: {action_id!r} was answered meanwhile")
         self._poke(run_id)
@@ -584,16 +585,6 @@ def _action(row: StepRecord) -> Action:
         row.due,
         row.started,
     )
-
-
-def _check(action: Action, value: Any) -> None:
-    """Raises InputError if an answer does not fit what was asked for."""
-    import jsonschema
-
-    problem = next(jsonschema.Draft202012Validator(action.schema or {}).iter_errors(value), None)
-    if problem is not None:
-        place = f"{'.'.join(map(str, problem.path))}: " if problem.path else ""
-        raise InputError(f"answer to {action.id!r}: {place}{problem.message}")
 
 
 def _fields(row: StepRecord) -> dict[str, Any]:

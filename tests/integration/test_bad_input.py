@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import date, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
@@ -171,6 +175,48 @@ async def test_a_wrong_answer_is_refused_naming_the_action_and_the_run_still_wai
             await app.resume(handle.id)
         with pytest.raises(InputError, match=r"from_step: .* has no finished step 'nowhere'"):
             await app.resume(handle.id, from_step="nowhere")
+
+
+class Limit(BaseModel, strict=True):
+    until: date
+    most: int
+
+
+@pytest.mark.parametrize(
+    ("returns", "wrong", "message", "right", "read"),
+    [
+        (date, "soon", "'soon' is not a 'date'", "2026-11-22", date(2026, 11, 22)),
+        (date, "20261122", "is not a 'date'", "2026-11-22", date(2026, 11, 22)),
+        (datetime, "today", "is not a 'date-time'", "2026-11-22T08:00", datetime(2026, 11, 22, 8)),  # noqa: DTZ001
+        (UUID, "1", "is not a 'uuid'", str(UUID(int=1)), UUID(int=1)),
+        (IPv4Address, "1.2.3", "is not a 'ipv4'", "1.2.3.4", IPv4Address("1.2.3.4")),
+        (list[timedelta], ["soon"], "0: 'soon' is not a 'duration'", ["PT1S"], [timedelta(seconds=1)]),
+        (int, 3.5, "3.5 is not of type 'integer'", 3.0, 3),
+        (int, True, "True is not of type 'integer'", 3, 3),
+        (Literal[3, 4], 5.0, "5 is not one of [3, 4]", 3.0, 3),
+        (
+            Limit, {"until": "2026-11-22", "most": 3.0}, "most: 3.0 is not of type 'integer'",
+            {"until": "2026-11-22", "most": 3}, Limit(until=date(2026, 11, 22), most=3),
+        ),
+    ],
+)  # fmt: skip
+async def test_an_answer_that_is_taken_can_be_read(
+    url: str, returns: Any, wrong: Any, message: str, right: Any, read: Any
+) -> None:
+    given: list[Any] = []
+
+    @job
+    async def asking(run: Run) -> None:
+        given.append(await run.ask("?", returns=returns))
+
+    async with Dayjob(url) as app:
+        handle = await app.submit(asking())
+        (action,) = await until(app.actions)
+        with pytest.raises(InputError, match=re.escape(message)):
+            await app.answer(handle.id, action.id, wrong)
+        await app.answer(handle.id, action.id, right)
+        await handle.result(20)
+    assert [(type(value), value) for value in given] == [(type(read), read)]
 
 
 @pytest.mark.parametrize(

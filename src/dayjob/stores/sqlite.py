@@ -194,7 +194,7 @@ class SQLiteStore(SQLiteReads):
         await self._writer.run(transaction)
 
     async def retire(self, worker: str) -> None:
-        """Takes a worker that stopped in good order off the list; what it still holds is queued, and no death counted."""
+        """Takes a worker that stopped in good order off the list; what it still holds is queued again, as it is."""
 
         def transaction(connection: sqlite3.Connection) -> None:
             connection.execute(
