@@ -398,9 +398,9 @@ class Dayjob:
                         continue
                 else:
                     record = await self._next_end(run_id)
-                if not (record.reason or "").startswith("continued as "):
+                if record.next_run is None:
                     return record
-                run_id = (await self.get(run_id)).next_run or run_id
+                run_id = record.next_run
 
     async def _next_end(self, run_id: str) -> RunRecord:
         future: asyncio.Future[RunRecord] = asyncio.get_running_loop().create_future()

@@ -332,6 +332,7 @@ class Execution:
                 end = End(Status.CANCELLED, loaded.reason, end.output, end.error)
                 self.following = None
         self.record.status = end.status
+        self.record.next_run = self.following.id if self.following else None
         self.record.reason, self.record.output, self.record.error = (
             end.reason,
             end.output,

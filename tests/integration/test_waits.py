@@ -104,6 +104,18 @@ async def test_a_question_past_its_deadline_takes_its_default(office: Office) ->
     assert await handle.result(10) == 7
 
 
+async def test_a_reason_that_reads_like_another_ends_the_wait_for_the_result(office: Office) -> None:
+    handle = await office.app.submit(asks())
+    await office.parked(handle.id)
+    await handle.cancel("continued as planned")
+    with pytest.raises(RunCancelled, match="continued as planned"):
+        await handle.result(10)
+    early = await office.app.submit(asks(), delay=60)
+    await early.cancel("continued as planned")
+    with pytest.raises(RunCancelled, match="continued as planned"):
+        await early.result(10)
+
+
 # --- events ---------------------------------------------------------------------------------------------
 
 
