@@ -23,6 +23,7 @@ from dayjob.errors import (
     RunFailed,
     RunIncomplete,
     StoreError,
+    StoreUnavailable,
     UnknownAction,
     UnknownRun,
     WrongStatus,
@@ -96,8 +97,10 @@ class Dayjob:
         self._recent: OrderedDict[str, RunRecord] = OrderedDict()
         self._poller: asyncio.Task[None] | None = None
         self._store: Any = None
+        self._closed = False
 
     async def __aenter__(self) -> Dayjob:
+        self._closed = False
         self._store = self._store_url
         if isinstance(self._store_url, str):
             loop = asyncio.get_running_loop()
@@ -126,6 +129,11 @@ class Dayjob:
         for worker in self._workers:
             await worker.stop()
         self._workers.clear()
+        self._closed = True
+        for run_id, futures in self._waiting.items():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(_closed(run_id))
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
@@ -403,6 +411,8 @@ class Dayjob:
                 run_id = record.next_run
 
     async def _next_end(self, run_id: str) -> RunRecord:
+        if self._closed:
+            raise _closed(run_id)
         future: asyncio.Future[RunRecord] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run_id, []).append(future)
         if self._poller is None or self._poller.done():
@@ -430,6 +440,10 @@ class Dayjob:
             await asyncio.sleep(POLL_SECONDS)
 
 
+def _closed(run_id: str) -> StoreUnavailable:
+    return StoreUnavailable(f"{run_id}: the app is closed; ask for its result while it is open")
+
+
 def _resolve(future: asyncio.Future[RunRecord], record: RunRecord) -> None:
     if not future.done():
         future.set_result(record)
@@ -453,7 +467,7 @@ class Handle:
         """The run's output, of the job's declared type.
 
         Raises RunFailed, RunCancelled, RunExpired or RunIncomplete, each with the reason (and the
-        partial output), and TimeoutError after `timeout` seconds.
+        partial output), TimeoutError after `timeout` seconds, and StoreUnavailable if the app is closed first.
         """
         if self._job is None:
             await self._app.get(self.id)

@@ -240,6 +240,23 @@ async def test_a_wrong_store_url_is_shown_with_what_was_expected(
     assert message in str(caught.value)
 
 
+async def test_a_result_that_is_waited_for_when_the_app_closes_is_an_error_and_so_is_all_use_after(
+    url: str,
+) -> None:
+    async with Dayjob(url) as app:
+        handle = await app.submit(asks())
+        waiting = asyncio.create_task(handle.result())
+        await until(app.actions)
+    for use in (
+        waiting, handle.result(), app.handle(handle.id).result(), handle.status(), handle.cancel(), app.runs(),
+        app.submit(asks()), app.memory.get("x"), app.memory.set("x", 1), app.thread("t").append("x"),
+        app.answer(handle.id, "ask", 1), anext(handle.events()),
+    ):  # fmt: skip
+        with pytest.raises(StoreUnavailable, match="closed"):
+            async with asyncio.timeout(20):
+                await use
+
+
 # --- steps and jobs that misbehave ---------------------------------------------------------------------
 
 

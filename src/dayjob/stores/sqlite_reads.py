@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from dayjob.errors import StoreUnavailable
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
 from dayjob.stores import InboxItem, Loaded, WorkerRecord
 from dayjob.stores.sqlite_file import MIGRATIONS, SQLiteFile
@@ -67,8 +68,10 @@ class SQLiteReads:
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="dayjob-reader")
         self._local = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []
+        self._closed = False
 
     def _close_readers(self) -> None:
+        self._closed = True
         self._readers.shutdown()
         for connection in self._reader_connections:
             connection.close()
@@ -86,6 +89,8 @@ class SQLiteReads:
             except sqlite3.DatabaseError as problem:
                 raise translated(problem, self.path) from None
 
+        if self._closed:
+            raise StoreUnavailable(f"{self.path}: the store is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, run)
 
     async def adoptable(self, jobs: Mapping[str, str]) -> dict[str, list[str]]:
