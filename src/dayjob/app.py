@@ -36,7 +36,7 @@ from dayjob.run import new_run
 from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, new_id
 from dayjob.stores import InboxItem, Store, open_store
 from dayjob.threads import in_a_thread
-from dayjob.values import Redactor, decode, encode
+from dayjob.values import Redactor, decode, encode, seconds_of
 from dayjob.worker import Worker
 
 POLL_SECONDS = 0.05
@@ -211,8 +211,7 @@ class Dayjob:
             _check_text(name, text)
         if abs(priority) >= 2**31:
             raise InputError(f"priority: expected an int of up to 31 bits, got {priority!r}")
-        if not 0 <= delay < float("inf"):
-            raise InputError(f"delay: expected seconds, 0 or more, got {delay!r}")
+        delay = seconds_of("delay", delay)
         await self._make_known(request.job)
         now = self._clock()
         record = new_run(

@@ -139,6 +139,20 @@ def _typed(value: Any, declared: Any, data: bytes | None) -> Any:
     raise InputError(f"expected {_type_name(declared)}, got {_shown(value)}")
 
 
+def timeout_of(given: Any) -> float | None:
+    """A `timeout=` in seconds; None, or infinity, is none. Raises InputError."""
+    if given is None or given == math.inf:
+        return None
+    return seconds_of("timeout", given)
+
+
+def seconds_of(name: str, given: Any) -> float:
+    """An argument in seconds, 0 or more. Raises InputError naming it."""
+    if not isinstance(given, int | float) or not 0 <= given < math.inf:
+        raise InputError(f"{name}: expected seconds, 0 or more, got {given!r}")
+    return given
+
+
 def canonical(value: Any) -> bytes:
     """JSON bytes with sorted keys: equal values give equal bytes. Raises NotJSON, as `encode` does."""
     try:

@@ -97,6 +97,7 @@ async def plain(run: Run) -> str:
         (lambda app: app.submit(greet(name="A"), thread="\ud800"), "thread: "),
         (lambda app: app.submit(greet(name="A"), priority=2**70), "priority: "),
         (lambda app: app.submit(greet(name="A"), delay=float("nan")), "delay: "),
+        (lambda app: app.submit(greet(name="A"), delay="5"), "delay: "),
     ],
 )
 async def test_a_wrong_argument_is_named_and_nothing_is_submitted(
@@ -565,6 +566,13 @@ async def test_odd_names_of_steps_are_stored(url: str) -> None:
         (lambda run: run.model(["hi"]), "messages[0]: expected a dict with a role, got str"),
         (lambda run: run.model("\ud800"), "messages[0]: a str with half a surrogate pair"),
         (lambda run: run.ask("\ud800"), "half a surrogate pair"),
+        (lambda run: run.ask("?", timeout=float("nan")), "timeout: expected seconds, 0 or more, got nan"),
+        (lambda run: run.ask("?", timeout=-1), "timeout: expected seconds, 0 or more, got -1"),
+        (lambda run: run.event("x", timeout="5"), "timeout: expected seconds, 0 or more, got '5'"),
+        (lambda run: run.step(len, [], timeout=-1), "timeout: expected seconds, 0 or more, got -1"),
+        (lambda run: run.model("hi", timeout=-1), "timeout: expected seconds, 0 or more, got -1"),
+        (lambda run: run.sleep(float("nan")), "seconds: expected seconds, 0 or more, got nan"),
+        (lambda run: run.sleep(float("inf")), "seconds: expected seconds, 0 or more, got inf"),
     ],
 )
 async def test_a_verb_given_nonsense_fails_the_run_saying_which_and_why(
