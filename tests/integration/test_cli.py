@@ -208,6 +208,17 @@ def test_a_run_that_nobody_works_on_is_cancelled_at_once(dayjob: CommandLine) ->
     assert dayjob("cancel", run).returncode == 0
 
 
+def test_a_deadline_that_no_calendar_holds_is_shown_all_the_same(dayjob: CommandLine) -> None:
+    dayjob("run", f"{DESK}:interview")
+    run = dayjob.last_run()
+    for due in ("1e300", "9e999", "-9e999"):
+        with closing(sqlite3.connect(dayjob.database)) as connection, connection:
+            connection.execute(f"UPDATE steps SET due = {due}")
+        for look in (("actions",), ("show", run), ("show", run, "--json"), ("actions", "--json")):
+            shown = dayjob(*look)
+            assert (shown.returncode, "What is your name?" in shown.stdout) == (0, True), text_of(shown)
+
+
 # --- looking -------------------------------------------------------------------------------------
 
 
