@@ -207,10 +207,10 @@ class Dayjob:
         if when_busy not in ("refuse", "enqueue"):
             raise InputError(f'when_busy: expected "refuse" or "enqueue", got {when_busy!r}')
         thread_id = thread.id if isinstance(thread, Thread) else thread
-        for name, text in (("key", key), ("thread", thread_id), ("queue", queue)):
+        for name, text in (("key", key), ("thread", thread_id), ("source", source)):
             _check_text(name, text)
-        if abs(priority) >= 2**31:
-            raise InputError(f"priority: expected an int of up to 31 bits, got {priority!r}")
+        _check_text("queue", queue, needed=True)
+        _check_priority(priority)
         delay = seconds_of("delay", delay)
         await self._make_known(request.job)
         now = self._clock()
@@ -227,6 +227,7 @@ class Dayjob:
 
     async def get(self, run_id: str) -> RunRecord:
         """A run as it is stored. Raises UnknownRun."""
+        _check_text("run", run_id, needed=True)
         record: RunRecord | None = await self.store.get(run_id)
         if record is None:
             raise UnknownRun(
@@ -240,6 +241,9 @@ class Dayjob:
 
     async def runs(self, **filters: Any) -> list[RunRecord]:
         """Runs, newest first: filter by `status`, `job`, `thread`, `parent`; `limit` and `before` (an id) page."""
+        for name, text in filters.items():
+            if name != "limit":
+                _check_text(name, text)
         found: list[RunRecord] = await self.store.runs(**filters)
         return found
 
@@ -282,6 +286,7 @@ class Dayjob:
 
     async def actions(self, run_id: str | None = None) -> list[Action]:
         """What runs wait for from outside, oldest first."""
+        _check_text("run", run_id)
         rows = await self.store.open_steps(run_id, [Kind.ASK])
         return [_action(row) for row in rows]
 
@@ -292,6 +297,8 @@ class Dayjob:
 
         Raises UnknownAction if the run does not wait for it (any more), InputError if the value does not fit.
         """
+        for name, text in (("by", by), ("reason", reason)):
+            _check_text(name, text)
         action = await self._action(run_id, action_id)
         data = self.redact(encode(value))
         if action.schema:
@@ -313,6 +320,8 @@ class Dayjob:
 
         Raises WrongStatus if the run is over.
         """
+        _check_text("run", run_id, needed=True)
+        _check_text("name", name, needed=True)
         item = InboxItem(new_id("evt"), name, self.redact(encode(value)))
         if not await self.store.send(run_id, item):
             raise WrongStatus(f"{run_id}: is over; nothing can be sent to it any more")
@@ -320,6 +329,7 @@ class Dayjob:
 
     async def cancel(self, run_id: str, reason: str = "cancelled by request") -> Status:
         """Asks a run, and its children, to stop. Idempotent; returns the status that it has now."""
+        _check_text("run", run_id, needed=True)
         status: Status = await self.store.cancel(run_id, self.redact.text(reason))
         self._poke(run_id)
         return status
@@ -350,6 +360,7 @@ class Dayjob:
 
     def thread(self, id: str | None = None) -> Thread:
         """A conversation: the one of that id, or a new one."""
+        _check_text("thread", id)
         return Thread(self, id or new_id("thread"))
 
     @property
@@ -387,6 +398,8 @@ class Dayjob:
             _resolve(future, record)
 
     async def _action(self, run_id: str, action_id: str) -> Action:
+        _check_text("run", run_id, needed=True)
+        _check_text("action", action_id, needed=True)
         row = await self.store.open_step(run_id, action_id)
         if row is None or row.kind != Kind.ASK:
             await self.get(run_id)
@@ -560,10 +573,12 @@ class Memory:
         self._app = app
 
     async def get(self, name: str, default: Any = None) -> Any:
+        _check_text("name", name, needed=True)
         data = await self._app.store.recall(PROJECT, name)
         return default if data is None else orjson.loads(data)
 
     async def set(self, name: str, value: Any) -> None:
+        _check_text("name", name, needed=True)
         await self._app.store.remember(PROJECT, name, self._app.redact(encode(value)))
 
     async def all(self) -> dict[str, Any]:
@@ -572,9 +587,9 @@ class Memory:
         }
 
 
-def _check_text(name: str, text: Any) -> None:
+def _check_text(name: str, text: Any, needed: bool = False) -> None:
     """Raises InputError for what no column of text can hold."""
-    if text is None:
+    if text is None and not needed:
         return
     if not isinstance(text, str):
         raise InputError(f"{name}: expected str, got {type(text).__name__}")
@@ -585,6 +600,11 @@ def _check_text(name: str, text: Any) -> None:
             raise InputError(
                 f"{name}: {text!r} holds half a surrogate pair, which is no valid UTF-8"
             ) from None
+
+
+def _check_priority(priority: Any) -> None:
+    if not isinstance(priority, int) or abs(priority) >= 2**31:
+        raise InputError(f"priority: expected an int of up to 31 bits, got {priority!r}")
 
 
 def _action(row: StepRecord) -> Action:

@@ -203,8 +203,7 @@ class Run(Steps):
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Waits; the run takes no memory meanwhile, and wakes on time whatever happens to its worker."""
-        over = isinstance(seconds, int | float) and seconds < 0  # as it may be when it was computed
-        seconds = 0 if over else seconds_of("seconds", seconds)
+        seconds = seconds_of("seconds", seconds, or_past=True)
         await self.wait(name, Kind.SLEEP, {"seconds": seconds}, seconds, Any)
 
     async def start(self, request: Request, name: str | None = None) -> Child:

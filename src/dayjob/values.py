@@ -146,8 +146,10 @@ def timeout_of(given: Any) -> float | None:
     return seconds_of("timeout", given)
 
 
-def seconds_of(name: str, given: Any) -> float:
-    """An argument in seconds, 0 or more. Raises InputError naming it."""
+def seconds_of(name: str, given: Any, or_past: bool = False) -> float:
+    """An argument in seconds, 0 or more; `or_past`: less is 0, as of a time that is over. Raises InputError naming it."""
+    if or_past and isinstance(given, int | float) and given < 0:
+        return 0
     if not isinstance(given, int | float) or not 0 <= given < math.inf:
         raise InputError(f"{name}: expected seconds, 0 or more, got {given!r}")
     return given
