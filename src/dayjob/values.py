@@ -147,7 +147,7 @@ def timeout_of(given: Any) -> float | None:
 
 
 def seconds_of(name: str, given: Any, or_past: bool = False) -> float:
-    """An argument in seconds, 0 or more; `or_past`: less is 0, as of a time that is over. Raises InputError naming it."""
+    """An argument in seconds, 0 or more; with `or_past` less is 0. Raises InputError naming it."""
     if or_past and isinstance(given, int | float) and given < 0:
         return 0
     if not isinstance(given, int | float) or not 0 <= given < math.inf:
