@@ -19,8 +19,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import orjson
 
@@ -254,7 +254,7 @@ class CrashLab:
     async def __aenter__(self) -> CrashLab:
         if self._url is None:
             self._folder = tempfile.TemporaryDirectory(prefix="dayjob-lab-")
-            self._url = f"sqlite:///{Path(self._folder.name) / 'lab.db'}?synchronous=off"
+            self._url = f"sqlite:///{quote(self._folder.name)}/lab.db?synchronous=off"
         self.store: Any = self._open()
         return self
 

@@ -250,6 +250,8 @@ async def test_an_answer_that_is_taken_can_be_read(
         ("sqlite:///:memory:", InputError, "names no file"),
         ("sqlite://host/path", InputError, "names no file"),
         ("sqlite:///x.db?synchronous=never", InputError, "the only option is synchronous"),
+        ("sqlite:///runs#1.db", InputError, "a \"#\" in a path is written %23"),
+        ("sqlite:///x%00.db", InputError, "names no file"),
     ],
 )
 async def test_a_wrong_store_url_is_shown_with_what_was_expected(
@@ -276,6 +278,12 @@ async def test_a_result_that_is_waited_for_when_the_app_closes_is_an_error_and_s
         with pytest.raises(StoreUnavailable, match="closed"):
             async with asyncio.timeout(20):
                 await use
+
+
+async def test_odd_characters_in_the_path_of_a_store_are_written_as_in_any_url(tmp_path: Path) -> None:
+    async with Dayjob(f"sqlite:///{tmp_path}/my%20runs%231%3F%25.db") as app:
+        assert await (await app.submit(plain())).result(20) == "plain"
+    assert (tmp_path / "my runs#1?%.db").exists()
 
 
 # --- steps and jobs that misbehave ---------------------------------------------------------------------
