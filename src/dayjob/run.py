@@ -299,6 +299,10 @@ class Run(Steps):
 
         The next run takes this one's place: its thread, its parent's wait, and `handle.result()`.
         """
+        if not isinstance(request, Request):
+            raise InputError(
+                f"continue_as: expected a request, as calling a job gives, got {type(request).__name__}"
+            )
         await self.begin("continue_as")
         self.keeper.continue_as(request)
         await never()

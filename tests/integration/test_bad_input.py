@@ -613,6 +613,24 @@ async def test_a_verb_given_nonsense_fails_the_run_saying_which_and_why(
     assert reason in await failure_of(url, nonsense, model=Scripted(["hi"]))
 
 
+async def test_a_verb_that_refuses_its_argument_leaves_the_run_usable(url: str) -> None:
+    @job
+    async def goes_on(run: Run) -> str:
+        for refused in (
+            run.continue_as("nonsense"),  # type: ignore[arg-type]
+            run.start("nonsense"),  # type: ignore[arg-type]
+            run.sleep(float("nan")),
+            run.ask("?", timeout=-1),
+            run.step(len, [], timeout=-1),
+        ):
+            with pytest.raises(InputError):
+                await refused
+        return str(await run.step(lambda: "still here"))
+
+    async with Dayjob(url) as app:
+        assert await (await app.submit(goes_on())).result(20) == "still here"
+
+
 async def test_progress_in_figures_that_no_column_holds_does_not_get_a_run_stuck(url: str) -> None:
     @job
     async def odd(run: Run) -> str:
