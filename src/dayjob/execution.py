@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from dayjob.errors import DayjobError, ModelNotConfigured, StepError, StoreError
+from dayjob.errors import DayjobError, ModelNotConfigured, StepError, StoreError, step_error_of, text_of
 from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.join import Wait
@@ -26,6 +25,7 @@ from dayjob.run import Run, new_run
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
 from dayjob.steps import DUE, RETRY_SECONDS, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
+from dayjob.threads import Threads
 from dayjob.values import Redactor, encode
 
 _WAITS = Wait.__await__.__code__
@@ -56,6 +56,7 @@ class Services:
     know: Callable[[Job], Awaitable[None]] = _nobody
     models: dict[str, Model] = field(default_factory=dict)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
+    threads: Threads = field(default_factory=lambda: Threads("dayjob-step"))
 
     def model_named(self, model: str | Model | None) -> Model:
         """The model that a step asked for, or the app's. Raises ModelNotConfigured."""
@@ -250,8 +251,6 @@ class Execution:
             if root.closed:
                 return
             end = self._failure(StepError("CancelledError", "the job cancelled itself"))
-        except StepError as error:
-            end = self._failure(error)
         except (Exception, SystemExit, GeneratorExit) as problem:
             end = self._failure(_as_step_error(problem))
         if not root.closed:
@@ -327,6 +326,7 @@ class Execution:
         if self.lost:
             return self._drop(Left.LOST)
         self.record.status = end.status
+        self.record.next_run = self.following.id if self.following else None
         self.record.reason, self.record.output, self.record.error = (
             end.reason,
             end.output,
@@ -397,8 +397,9 @@ class Execution:
         for fn, args in reversed(self._defers):
             try:
                 await run.step(fn, *args)
-            except StepError as error:
-                self.warn(error.step or DEFER_SCOPE, f"deferred function failed: {error}")
+            except (Exception, SystemExit, GeneratorExit) as problem:
+                step = problem.step if isinstance(problem, StepError) else None
+                self.warn(step or DEFER_SCOPE, f"deferred function failed: {text_of(problem)}")
 
     # --- parking -------------------------------------------------------------------------------
 
@@ -564,6 +565,10 @@ class Execution:
 
     # --- for Run -------------------------------------------------------------------------------
 
+    @property
+    def threads(self) -> Threads:
+        return self.services.threads
+
     def valid(self, now: float) -> bool:
         """Whether the worker's lease is certain: past it, nothing begins."""
         return now < self.services.valid_until
@@ -720,6 +725,4 @@ def _as_step_error(problem: BaseException) -> StepError:
             break
         cause = cause.__cause__ or cause.__context__
         seen += 1
-    retryable = bool(getattr(problem, "retryable", False))
-    text = "".join(traceback.format_exception(problem))
-    return StepError(type(problem).__name__, str(problem), retryable, step=step, traceback=text)
+    return step_error_of(problem, step)
