@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from dayjob.answers import fitting
 from dayjob.errors import (
     InputError,
     RunCancelled,
@@ -22,6 +23,7 @@ from dayjob.errors import (
     RunFailed,
     RunIncomplete,
     StoreError,
+    StoreUnavailable,
     UnknownAction,
     UnknownRun,
     WrongStatus,
@@ -35,7 +37,8 @@ from dayjob.run import new_run
 from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, is_action, new_id
 from dayjob.steps import APPROVE, CHANGED, HAPPENED
 from dayjob.stores import InboxItem, Store, open_store
-from dayjob.values import Redactor, decode, encode
+from dayjob.threads import in_a_thread
+from dayjob.values import Redactor, decode, encode, seconds_of
 from dayjob.worker import Worker
 
 POLL_SECONDS = 0.05
@@ -96,12 +99,14 @@ class Dayjob:
         self._recent: OrderedDict[str, RunRecord] = OrderedDict()
         self._poller: asyncio.Task[None] | None = None
         self._store: Any = None
+        self._closed = False
 
     async def __aenter__(self) -> Dayjob:
+        self._closed = False
         self._store = self._store_url
         if isinstance(self._store_url, str):
             loop = asyncio.get_running_loop()
-            self._store = await loop.run_in_executor(None, self._open, loop)
+            self._store = await in_a_thread(self._open, loop)
         if self._embedded:
             try:
                 self._workers.append(await self._start_worker(self._concurrency, ("default",)))
@@ -126,6 +131,11 @@ class Dayjob:
         for worker in self._workers:
             await worker.stop()
         self._workers.clear()
+        self._closed = True
+        for run_id, futures in self._waiting.items():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(_closed(run_id))
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
@@ -199,12 +209,11 @@ class Dayjob:
         if when_busy not in ("refuse", "enqueue"):
             raise InputError(f'when_busy: expected "refuse" or "enqueue", got {when_busy!r}')
         thread_id = thread.id if isinstance(thread, Thread) else thread
-        for name, text in (("key", key), ("thread", thread_id), ("queue", queue)):
+        for name, text in (("key", key), ("thread", thread_id), ("source", source)):
             _check_text(name, text)
-        if abs(priority) >= 2**31:
-            raise InputError(f"priority: expected an int of up to 31 bits, got {priority!r}")
-        if not 0 <= delay < float("inf"):
-            raise InputError(f"delay: expected seconds, 0 or more, got {delay!r}")
+        _check_text("queue", queue, needed=True)
+        _check_priority(priority)
+        delay = seconds_of("delay", delay)
         await self._make_known(request.job)
         now = self._clock()
         record = new_run(
@@ -220,6 +229,7 @@ class Dayjob:
 
     async def get(self, run_id: str) -> RunRecord:
         """A run as it is stored. Raises UnknownRun."""
+        _check_text("run", run_id, needed=True)
         record: RunRecord | None = await self.store.get(run_id)
         if record is None:
             raise UnknownRun(
@@ -233,6 +243,9 @@ class Dayjob:
 
     async def runs(self, **filters: Any) -> list[RunRecord]:
         """Runs, newest first: filter by `status`, `job`, `thread`, `parent`; `limit` and `before` (an id) page."""
+        for name, text in filters.items():
+            if name != "limit":
+                _check_text(name, text)
         found: list[RunRecord] = await self.store.runs(**filters)
         return found
 
@@ -280,6 +293,7 @@ class Dayjob:
 
     async def actions(self, run_id: str | None = None) -> list[Action]:
         """What runs wait for from outside, oldest first."""
+        _check_text("run", run_id)
         return [_action(row) for row in await self.store.open_actions(run_id)]
 
     async def answer(
@@ -289,10 +303,12 @@ class Dayjob:
 
         Raises UnknownAction if the run does not wait for it (any more), InputError if the value does not fit.
         """
+        for name, text in (("by", by), ("reason", reason)):
+            _check_text(name, text)
         action = await self._action(run_id, action_id)
         data = self.redact(encode(value))
         if action.schema:
-            _check(action, orjson.loads(data))
+            data = encode(fitting(action, orjson.loads(data)))
         if not await self.store.answer(run_id, action.key, data, by, reason, action.attempt):
             raise UnknownAction(f"{run_id}: {action_id!r} was answered meanwhile, or its time is up")
         self._poke(run_id)
@@ -318,6 +334,8 @@ class Dayjob:
 
         Raises WrongStatus if the run is over.
         """
+        _check_text("run", run_id, needed=True)
+        _check_text("name", name, needed=True)
         item = InboxItem(new_id("evt"), name, self.redact(encode(value)))
         if not await self.store.send(run_id, item):
             raise WrongStatus(f"{run_id}: is over; nothing can be sent to it any more")
@@ -325,6 +343,7 @@ class Dayjob:
 
     async def cancel(self, run_id: str, reason: str = "cancelled by request") -> Status:
         """Asks a run, and its children, to stop. Idempotent; returns the status that it has now."""
+        _check_text("run", run_id, needed=True)
         status: Status = await self.store.cancel(run_id, self.redact.text(reason))
         self._poke(run_id)
         return status
@@ -357,6 +376,7 @@ class Dayjob:
 
     def thread(self, id: str | None = None) -> Thread:
         """A conversation: the one of that id, or a new one."""
+        _check_text("thread", id)
         return Thread(self, id or new_id("thread"))
 
     @property
@@ -394,6 +414,8 @@ class Dayjob:
             _resolve(future, record)
 
     async def _action(self, run_id: str, action_id: str) -> Action:
+        _check_text("run", run_id, needed=True)
+        _check_text("action", action_id, needed=True)
         key, _, attempt = action_id.rpartition("@")
         row = await self.store.open_step(run_id, action_id)
         if row is None and key and attempt.isdigit():
@@ -415,11 +437,13 @@ class Dayjob:
                         continue
                 else:
                     record = await self._next_end(run_id)
-                if not (record.reason or "").startswith("continued as "):
+                if record.next_run is None:
                     return record
-                run_id = (await self.get(run_id)).next_run or run_id
+                run_id = record.next_run
 
     async def _next_end(self, run_id: str) -> RunRecord:
+        if self._closed:
+            raise _closed(run_id)
         future: asyncio.Future[RunRecord] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run_id, []).append(future)
         if self._poller is None or self._poller.done():
@@ -447,6 +471,10 @@ class Dayjob:
             await asyncio.sleep(POLL_SECONDS)
 
 
+def _closed(run_id: str) -> StoreUnavailable:
+    return StoreUnavailable(f"{run_id}: the app is closed; ask for its result while it is open")
+
+
 def _resolve(future: asyncio.Future[RunRecord], record: RunRecord) -> None:
     if not future.done():
         future.set_result(record)
@@ -470,7 +498,7 @@ class Handle:
         """The run's output, of the job's declared type.
 
         Raises RunFailed, RunCancelled, RunExpired or RunIncomplete, each with the reason (and the
-        partial output), and TimeoutError after `timeout` seconds.
+        partial output), TimeoutError after `timeout` seconds, and StoreUnavailable if the app is closed first.
         """
         if self._job is None:
             await self._app.get(self.id)
@@ -564,10 +592,12 @@ class Memory:
         self._app = app
 
     async def get(self, name: str, default: Any = None) -> Any:
+        _check_text("name", name, needed=True)
         data = await self._app.store.recall(PROJECT, name)
         return default if data is None else orjson.loads(data)
 
     async def set(self, name: str, value: Any) -> None:
+        _check_text("name", name, needed=True)
         await self._app.store.remember(PROJECT, name, self._app.redact(encode(value)))
 
     async def all(self) -> dict[str, Any]:
@@ -576,9 +606,9 @@ class Memory:
         }
 
 
-def _check_text(name: str, text: Any) -> None:
+def _check_text(name: str, text: Any, needed: bool = False) -> None:
     """Raises InputError for what no column of text can hold."""
-    if text is None:
+    if text is None and not needed:
         return
     if not isinstance(text, str):
         raise InputError(f"{name}: expected str, got {type(text).__name__}")
@@ -591,6 +621,11 @@ def _check_text(name: str, text: Any) -> None:
             ) from None
 
 
+def _check_priority(priority: Any) -> None:
+    if not isinstance(priority, int) or abs(priority) >= 2**31:
+        raise InputError(f"priority: expected an int of up to 31 bits, got {priority!r}")
+
+
 def _action(row: StepRecord) -> Action:
     input = orjson.loads(row.input or b"{}")
     return Action(
@@ -601,16 +636,6 @@ def _action(row: StepRecord) -> Action:
 
 
 _ACTION_KINDS = {APPROVE: "approval", HAPPENED: "happened", CHANGED: "change"}
-
-
-def _check(action: Action, value: Any) -> None:
-    """Raises InputError if an answer does not fit what was asked for."""
-    import jsonschema
-
-    problem = next(jsonschema.Draft202012Validator(action.schema or {}).iter_errors(value), None)
-    if problem is not None:
-        place = f"{'.'.join(map(str, problem.path))}: " if problem.path else ""
-        raise InputError(f"answer to {action.id!r}: {place}{problem.message}")
 
 
 def _fields(row: StepRecord) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dayjob.errors import NotJSON, StepError, ValueTooLarge
 from dayjob.journal import WALKED, Scope, error_bytes
-from dayjob.retry import RetryPolicy
+from dayjob.retry import RetryPolicy, decide
 from dayjob.runs import Kind, Outcome
 from dayjob.shapes import Shape, shape_of
 from dayjob.steps import Steps, awaited, cancellings, never
@@ -38,7 +38,12 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
     await run.live()
     journal, scope = run.journal, run.scope
     what = "step" if kind == Kind.CALL else "tool"
-    attempt = journal.retries_of(key)
+    failed = journal.retries_of(key)
+    attempt = len(failed)
+    for number, past in enumerate(failed, 1):  # by another worker, before it died
+        decided, _ = decide(retry, number, past)
+        if decided is not None and decided.instead is not None:
+            fn, shape = decided.instead, shape_of(decided.instead)
     while True:
         attempt += 1
         started = journal.clock()
@@ -46,13 +51,14 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             run.keeper.events.emit("step.started", run=run.id, key=key, name=name, kind=kind, attempt=attempt)
         before = cancellings()
         value = data = error = None
+        limit = asyncio.timeout(timeout)
         run.keeper.busy += 1
         try:
             if timeout is None:
-                value = await _called(fn, args, shape)
+                value = await _called(run, fn, args, shape)
             else:
-                async with asyncio.timeout(timeout):
-                    value = await _called(fn, args, shape)
+                async with limit:
+                    value = await _called(run, fn, args, shape)
             data = run.encode(f"{what} {name!r}", value, shape.returns)
             value = decode(data, shape.returns)
         except asyncio.CancelledError:
@@ -61,12 +67,14 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
                 raise
             error = StepError("CancelledError", f"{what} {name!r} cancelled itself", step=key)
         except (Exception, SystemExit) as problem:
-            error = run.step_error(key, name, problem, timeout)
+            error = run.step_error(key, name, problem, timeout if limit.expired() else None)
         finally:
             run.keeper.busy -= 1
         if scope.closed:
             await never()
-        again = retry(attempt, error) if error is not None else None
+        again = None
+        if error is not None:
+            again, error = decide(retry, attempt, error)
         outcome = Outcome.VALUE if error is None else Outcome.SUPERSEDED if again else Outcome.ERROR
         row = journal.row(
             scope.path, key, name, kind, outcome, started, fingerprint, input=input, value=data,
@@ -137,8 +145,7 @@ def encoded_arguments(name: str, args: tuple[Any, ...]) -> bytes:
         raise StepError(type(problem).__name__, f"step {name!r}: arguments: {problem}") from None
 
 
-async def _called(fn: Callable[..., Any], args: tuple[Any, ...], shape: Shape) -> Any:
+async def _called(run: Steps, fn: Callable[..., Any], args: tuple[Any, ...], shape: Shape) -> Any:
     if shape.is_async:
         return await fn(*args)
-    result = await asyncio.to_thread(fn, *args)
-    return await awaited(result)
+    return await awaited(await run.keeper.threads.call(fn, *args))

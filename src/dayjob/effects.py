@@ -13,18 +13,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
 
 from dayjob.calls import FunctionCall, call_function
-from dayjob.errors import InputError, IntentRefused, NotDone, NotJSON, StepError, Unknown
+from dayjob.errors import InputError, IntentRefused, NotDone, NotJSON, StepError, Unknown, text_of
 from dayjob.journal import error_bytes
 from dayjob.keys import Fate, fate_of
-from dayjob.retry import NO_RETRY
+from dayjob.retry import NO_RETRY, decide
 from dayjob.runs import Kind, Outcome, StepRecord
 from dayjob.shapes import shape_of
 from dayjob.steps import APPROVE, HAPPENED, MISSING, Steps, awaited, cancellings, never
+from dayjob.threads import Threads
 from dayjob.tools import Call, Deadline, Tool
 from dayjob.values import canonical, decode, digest, schema_of, secrets_in
 
@@ -127,7 +129,7 @@ class ToolStep:
     async def _invoke(self) -> Any:
         self.attempt += 1
         arguments = (self._as_call(),) if self.tool.wants_call else ()
-        return await called(self.tool.fn, *arguments, **self.arguments)
+        return await called(self.run.keeper.threads, self.tool.fn, *arguments, **self.arguments)
 
     def _as_call(self) -> Call:
         return Call(self.call_key, self.run.id, self.key, max(self.attempt, 1), self.name, self.arguments)
@@ -138,7 +140,7 @@ class ToolStep:
         self.call_key, adopted = self.journal.effects.assign(self.name, self.written)
         if adopted is not None:
             return await self._adopt((self.call_key, adopted))
-        tries = self.journal.retries_of(self.key)
+        tries = len(self.journal.retries_of(self.key))
         while True:
             tries += 1
             row = self._row(None)
@@ -185,17 +187,21 @@ class ToolStep:
                 "step.started", run=run.id, key=self.key, name=self.name, kind=Kind.TOOL, attempt=tries
             )
         before = cancellings()
+        limit = asyncio.timeout(tool.timeout)
         keeper.busy += 1
         try:
-            async with asyncio.timeout(tool.timeout):
+            async with limit:
                 value = await self._invoke()
         except asyncio.CancelledError:
             if cancellings() > before:  # the worker is gone, and the outcome unknown
                 raise
             sent = _Sent(error=StepError("CancelledError", f"{self.name!r} cancelled itself"), unknown=True)
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             unknown = outcome_is_unknown(problem, tool)
-            sent = _Sent(error=run.step_error(self.key, self.name, problem, tool.timeout), unknown=unknown)
+            sent = _Sent(
+                error=run.step_error(self.key, self.name, problem, tool.timeout if limit.expired() else None),
+                unknown=unknown,
+            )
             await self._record_failure(row, sent, isinstance(problem, NotDone), tries)
             return self._delayed(sent, tries)
         else:
@@ -232,7 +238,7 @@ class ToolStep:
         """With the policy's delay, if it may be tried again: never while its outcome is unknown."""
         if sent.unknown or sent.error is None or self.abandoned or self.run.scope.closed:
             return sent
-        again = (self.tool.retry or NO_RETRY)(tries, sent.error)
+        again, _ = decide(self.tool.retry or NO_RETRY, tries, sent.error)
         return sent if again is None else sent._replace(delay=again.delay)
 
     async def _settle(
@@ -271,7 +277,7 @@ class ToolStep:
         found: Found | NotDone | None = None
         if self.tool.probe is not None:
             await self._until_quiet(row)
-            found = await probed(self.tool, self._as_call(), self._warn)
+            found = await probed(self.run.keeper.threads, self.tool, self._as_call(), self._warn)
         if found is None:
             found = await self._ask_what_happened()
         if isinstance(found, Found):
@@ -285,7 +291,7 @@ class ToolStep:
     async def _send_again(self, row: StepRecord) -> Any:
         """The same call, with the same key."""
         row.started, row.due, row.error = self.journal.clock(), None, None
-        tries = self.journal.retries_of(self.key) + 1
+        tries = len(self.journal.retries_of(self.key)) + 1
         return await self._came_to(row, await self._intend_and_send(row, tries, insert=False))
 
     async def _until_quiet(self, row: StepRecord) -> None:
@@ -442,24 +448,26 @@ def name_of(fn: Any) -> str:
     return str(getattr(inner, "__qualname__", type(inner).__qualname__))
 
 
-async def called(fn: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+async def called(threads: Threads, fn: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
     """What an async function gives; a sync one runs in a thread."""
     if shape_of(fn).is_async:
         return await fn(*args, **arguments)
-    return await awaited(await asyncio.to_thread(fn, *args, **arguments))
+    return await awaited(await threads.call(partial(fn, *args, **arguments)))
 
 
-async def probed(tool: Tool[..., Any], call: Call, warn: Callable[[str], None]) -> Found | NotDone | None:
+async def probed(
+    threads: Threads, tool: Tool[..., Any], call: Call, warn: Callable[[str], None]
+) -> Found | NotDone | None:
     """What the tool's probe found, or None if it does not know either."""
     assert tool.probe is not None
     for delay in (*PROBE_DELAYS, None):
         try:
             async with asyncio.timeout(tool.timeout or PROBE_SECONDS):
-                found = await called(tool.probe, call)
+                found = await called(threads, tool.probe, call)
         except NotDone as found_out:
             return found_out
         except Exception as problem:
-            warn(f"its probe failed: {type(problem).__name__}: {problem}")
+            warn(f"its probe failed: {type(problem).__name__}: {text_of(problem)}")
             if delay is not None:
                 await asyncio.sleep(delay)
             continue

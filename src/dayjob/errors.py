@@ -37,10 +37,19 @@ DayjobError
 from __future__ import annotations
 
 import inspect
+import math
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class DayjobError(Exception):
     """Something went wrong in Dayjob."""
+
+    message = ""
 
     def __init__(self, message: str | None = None) -> None:
         taught = inspect.cleandoc(type(self).__doc__ or type(self).__name__)
@@ -91,6 +100,12 @@ class StepError(DayjobError):
     trying again may help; `step` is the key of the step that failed first, when it came from a step.
     """
 
+    type = "StepError"
+    retryable = False
+    step: str | None = None
+    retry_after: float | None = None
+    traceback: str | None = None
+
     def __init__(
         self,
         type: str,
@@ -113,6 +128,37 @@ class StepError(DayjobError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_step_error, (self.type, self.message, self.retryable, self.step)
+
+
+def step_error_of(problem: BaseException, step: str | None) -> StepError:
+    """Any exception as a StepError. Never raises, whatever the exception's own methods do."""
+    if isinstance(problem, StepError):
+        kind, message, told = text_of(problem.type), text_of(problem.message), problem.traceback
+        step = problem.step or step
+    else:
+        kind, message = type(problem).__name__, text_of(problem)
+        told = _attempted(lambda: "".join(traceback.format_exception(problem)))
+    retryable = _attempted(lambda: bool(getattr(problem, "retryable", False)))
+    retry_after = _attempted(lambda: _seconds(getattr(problem, "retry_after", None)))
+    return StepError(kind, message, retryable or False, step=step, retry_after=retry_after, traceback=told)
+
+
+def text_of(problem: object) -> str:
+    """What an error, or a part of one, says. Never raises: one that cannot say it is named."""
+    text = _attempted(lambda: str(problem))
+    return f"(the text of this {type(problem).__name__} cannot be made)" if text is None else text
+
+
+def _seconds(given: object) -> float | None:
+    seconds = given.total_seconds() if isinstance(given, timedelta) else float(given)  # type: ignore[arg-type]
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _attempted(make: Callable[[], T]) -> T | None:
+    try:
+        return make()
+    except BaseException:  # an exception's own methods are the user's code, and fail in any way
+        return None
 
 
 def _rebuild_step_error(type: str, message: str, retryable: bool, step: str | None) -> StepError:

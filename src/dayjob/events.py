@@ -30,7 +30,7 @@ EVENTS: dict[str, str] = {
     "worker.stopped": "worker",
     "worker.dead": "worker: the store declared this worker dead; it registers anew",
     "worker.took_over": "runs: runs of dead workers were put back into the queue",
-    "worker.poisoned": "runs: runs that kept killing workers have failed",
+    "worker.poisoned": "runs: runs that kept killing workers have ended",
     "worker.blocked": "seconds, step, stack: the event loop did not run",
     "store.failing": "error: the store cannot write; it keeps what it has and tries again",
 }

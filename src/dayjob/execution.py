@@ -11,14 +11,21 @@ import asyncio
 import contextlib
 import gc
 import math
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import Any, TypeVar
 
-from dayjob.errors import DayjobError, InputError, ModelNotConfigured, StepError, StoreError
+from dayjob.errors import (
+    DayjobError,
+    InputError,
+    ModelNotConfigured,
+    StepError,
+    StoreError,
+    step_error_of,
+    text_of,
+)
 from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.join import Wait
@@ -29,6 +36,7 @@ from dayjob.run import Run, new_run
 from dayjob.runs import Kind, RunRecord, Status, StepRecord, is_action
 from dayjob.steps import DUE, RETRY_SECONDS, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
+from dayjob.threads import Threads
 from dayjob.tools import Tool, Undo
 from dayjob.undo import Unwinding
 from dayjob.values import Redactor, encode
@@ -75,6 +83,7 @@ class Services:
     slots: dict[Tool[..., Any], asyncio.Semaphore] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
+    threads: Threads = field(default_factory=lambda: Threads("dayjob-step"))
 
     def model_named(self, model: str | Model | None) -> Model:
         """The model that a step asked for, or the app's. Raises ModelNotConfigured."""
@@ -274,8 +283,6 @@ class Execution:
             if root.closed:
                 return
             end = self._failure(StepError("CancelledError", "the job cancelled itself"))
-        except StepError as error:
-            end = self._failure(error)
         except (Exception, SystemExit, GeneratorExit) as problem:
             end = self._failure(_as_step_error(problem))
         if not root.closed:
@@ -359,6 +366,7 @@ class Execution:
         if unwinding.failed:
             self.events.emit("run.attention", run=self.record.id, steps=unwinding.failed)
         self.record.status = end.status
+        self.record.next_run = self.following.id if self.following else None
         self.record.reason, self.record.output, self.record.error = (
             end.reason,
             end.output,
@@ -433,8 +441,9 @@ class Execution:
         for fn, args in reversed(self._defers):
             try:
                 await run.step(fn, *args)
-            except StepError as error:
-                self.warn(error.step or DEFER_SCOPE, f"deferred function failed: {error}")
+            except (Exception, SystemExit, GeneratorExit) as problem:
+                step = problem.step if isinstance(problem, StepError) else None
+                self.warn(step or DEFER_SCOPE, f"deferred function failed: {text_of(problem)}")
 
     # --- effects -------------------------------------------------------------------------------
 
@@ -483,7 +492,8 @@ class Execution:
 
     def _unwinding(self) -> Unwinding:
         return Unwinding(
-            self.journal, self.job, self.services.jobs, self.tools, self.undos, self.lease_seconds, self.warn,
+            self.journal, self.job, self.services.jobs, self.tools, self.undos, self.lease_seconds, self.threads,
+            self.warn,
             self._announce,
         )  # fmt: skip
 
@@ -666,6 +676,10 @@ class Execution:
 
     # --- for Run -------------------------------------------------------------------------------
 
+    @property
+    def threads(self) -> Threads:
+        return self.services.threads
+
     def valid(self, now: float) -> bool:
         """Whether the worker's lease is certain: past it, nothing begins."""
         return now < self.services.valid_until
@@ -823,6 +837,4 @@ def _as_step_error(problem: BaseException) -> StepError:
             break
         cause = cause.__cause__ or cause.__context__
         seen += 1
-    retryable = bool(getattr(problem, "retryable", False))
-    text = "".join(traceback.format_exception(problem))
-    return StepError(type(problem).__name__, str(problem), retryable, step=step, traceback=text)
+    return step_error_of(problem, step)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from dayjob.errors import DayjobError
 from dayjob.stores import Beat, Store
+from dayjob.threads import in_a_thread
 
 BEAT_SECONDS = 3.0
 LEASE_SECONDS = 15.0
@@ -62,7 +63,7 @@ class Heartbeat:
         self._stop.set()
 
     async def stopped(self) -> None:
-        await asyncio.to_thread(self._thread.join, 10)
+        await in_a_thread(self._thread.join, 10)
 
     def _run(self) -> None:
         next_beat = next_pulse = time.monotonic()

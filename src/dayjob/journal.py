@@ -129,7 +129,7 @@ class Journal:
         self._earlier: dict[str, list[StepRecord]] = {}
         self._unvisited: dict[tuple[str, int], StepRecord] = {}
         self._attempts: dict[str, int] = {}
-        self._retried: dict[str, int] = {}
+        self._retried: dict[str, list[bytes]] = {}
         self.open: dict[str, StepRecord] = {}
         self.effects = Effects(run.id)
         self.reasons: dict[str, str] = {}
@@ -237,8 +237,9 @@ class Journal:
         """Rows of other versions that were not come to."""
         return list(self._unvisited.values())
 
-    def retries_of(self, key: str) -> int:
-        return self._retried.get(key, 0)
+    def retries_of(self, key: str) -> list[StepError]:
+        """The errors after which a step that is not done yet was tried again."""
+        return [stored_error(error, key) for error in self._retried.get(key, ())]
 
     # --- writing -------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ import orjson
 from dayjob.runs import Outcome, StepRecord
 from dayjob.values import canonical, digest
 
-
 UNDO_SCOPE = "#undo"
 """Where it is written what was undone."""
 

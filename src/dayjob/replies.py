@@ -13,7 +13,7 @@ from dayjob.errors import DayjobError, InputError, InvalidAnswer, NotJSON, StepE
 from dayjob.journal import error_bytes
 from dayjob.models import Message, Model, ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.prompts import Prompt
-from dayjob.retry import Again, RetryPolicy
+from dayjob.retry import Again, RetryPolicy, decide
 from dayjob.runs import Kind, Outcome, StepRecord
 from dayjob.steps import Steps, cancellings
 from dayjob.tools import definition_of
@@ -106,15 +106,16 @@ class ModelCall:
             return self._reply_of(row, await run.replay(row, Any))
         await run.live()
         fingerprint = prompt.fingerprint
-        failed = run.journal.retries_of(key)
+        failed = len(run.journal.retries_of(key))
         while True:
             failed += 1
             started = run.journal.clock()
             reply, error, again = None, missing, None
             before = cancellings()
+            limit = asyncio.timeout(timeout)
             try:
                 if error is None:
-                    reply = await self._ask(run, model, key, name, failed, prompt, timeout)
+                    reply = await self._ask(run, model, key, name, failed, prompt, limit)
                     self._value(reply)
             except asyncio.CancelledError:
                 if run.scope.closed or cancellings() > before:
@@ -127,8 +128,8 @@ class ModelCall:
                     corrections -= 1
                     again = Again()
             except Exception as problem:
-                error = run.step_error(key, name, problem, timeout)
-                again = retry(failed, error)
+                error = run.step_error(key, name, problem, timeout if limit.expired() else None)
+                again, error = decide(retry, failed, error)
             row = self._row(
                 run, key, name, started, fingerprint, model, prompt, reply, error, again is not None
             )
@@ -171,7 +172,7 @@ class ModelCall:
         name: str,
         attempt: int,
         prompt: Prompt,
-        timeout: float | None,
+        limit: asyncio.Timeout,
     ) -> ModelReply:
         assert model is not None
         events = run.keeper.events
@@ -187,7 +188,7 @@ class ModelCall:
         )
         run.keeper.busy += 1
         try:
-            async with asyncio.timeout(timeout):
+            async with limit:
                 return await model.reply(request, on_text)
         finally:
             run.keeper.busy -= 1

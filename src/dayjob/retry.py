@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dayjob.errors import StepError
+from dayjob.errors import InputError, StepError, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +17,28 @@ class Again:
     delay: float = 0.0
     instead: Callable[..., Any] | None = None
 
+    def __post_init__(self) -> None:
+        delay: Any = self.delay
+        if not isinstance(delay, int | float) or not math.isfinite(delay):
+            raise InputError(f"delay: expected seconds, got {delay!r}")
+        if self.instead is not None and not callable(self.instead):
+            raise InputError(f"instead: expected a function, got {type(self.instead).__name__}")
+
 
 RetryPolicy = Callable[[int, StepError], Again | None]
 """Given the number of the attempt that failed (from 1) and its error: what to do, or None to stop."""
+
+
+def decide(policy: RetryPolicy, attempt: int, error: StepError) -> tuple[Again | None, StepError]:
+    """What a policy says to a failed attempt, and the step's error: the policy's own, if it raises one."""
+    try:
+        again = policy(attempt, error)
+        if again is not None and not isinstance(again, Again):
+            raise InputError(f"expected Again or None, got {type(again).__name__}")
+    except Exception as problem:
+        told = f"{type(problem).__name__}: {text_of(problem)} (while it was asked about {error})"
+        return None, StepError("RetryPolicyFailed", f"its retry policy: {told}", step=error.step)
+    return again, error
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord, new_id
 from dayjob.shapes import shape_of
 from dayjob.steps import MISSING, Keeper, Steps, never, patiently
 from dayjob.tools import Deadline, Tool, Undo, as_tool
-from dayjob.values import digest, schema_of
+from dayjob.values import digest, schema_of, seconds_of, timeout_of
 
 PROGRESS_SECONDS = 0.25
 _CHILD_ERRORS = {
@@ -78,6 +78,8 @@ class Run(Steps):
         `rollback`; it is found again after a crash if the job's code mentions it by name. Raises
         StepError if the function raises, takes longer than `timeout` seconds, or returns what is no JSON.
         """
+        if timeout is not None:
+            timeout = timeout_of(timeout)
         shape = shape_of(fn)
         name = name or shape.name
         key = await self.begin(name)
@@ -125,6 +127,7 @@ class Run(Steps):
         own. `options` go to the model as they are. Raises StepError: of type ModelRefused,
         ModelUnavailable and so on, or InvalidAnswer.
         """
+        timeout = timeout_of(timeout)
         key = await self.begin(name)
         try:
             call = ModelCall(prompt, model, instructions, tools, returns, max_tokens, options)
@@ -206,8 +209,8 @@ class Run(Steps):
         `returns` is the type of the answer, checked when it is given. After `timeout` seconds the
         answer is `default`; without one the run expires.
         """
+        deadline = _deadline(timeout)
         schema = {} if returns is Any else schema_of(returns)
-        deadline = None if timeout is None else Deadline(timeout)
         input = {"question": question, "schema": schema}
         return await self.wait(name, Kind.ASK, input, deadline, returns, default)
 
@@ -217,11 +220,11 @@ class Run(Steps):
         Values sent under one name are received in order, each once. Raises StepError of type Timeout
         after `timeout` seconds.
         """
-        deadline = None if timeout is None else Deadline(timeout)
-        return await self.wait(name, Kind.EVENT, {"event": name}, deadline, returns)
+        return await self.wait(name, Kind.EVENT, {"event": name}, _deadline(timeout), returns)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Waits; the run takes no memory meanwhile, and wakes on time whatever happens to its worker."""
+        seconds = seconds_of("seconds", seconds, or_past=True)
         await self.wait(name, Kind.SLEEP, {"seconds": seconds}, Deadline(seconds), Any)
 
     async def start(self, request: Request, name: str | None = None) -> Child:
@@ -319,6 +322,10 @@ class Run(Steps):
 
         The next run takes this one's place: its thread, its parent's wait, and `handle.result()`.
         """
+        if not isinstance(request, Request):
+            raise InputError(
+                f"continue_as: expected a request, as calling a job gives, got {type(request).__name__}"
+            )
         await self.begin("continue_as")
         await self.live()
         self.keeper.continue_as(request)
@@ -483,6 +490,11 @@ def new_run(
         created=now, input=input, **more,
     )  # fmt: skip
     return RunRecord(**fields)
+
+
+def _deadline(timeout: float | None) -> Deadline | None:
+    seconds = timeout_of(timeout)
+    return None if seconds is None else Deadline(seconds)
 
 
 def _with_item(fn: Callable[[Run, Any], Any], item: Any, run: Run) -> Any:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import orjson
 
-from dayjob.errors import DayjobError, InputError, StepError, StoreError
+from dayjob.errors import DayjobError, InputError, StepError, StoreError, step_error_of
 from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.journal import Journal, Scope, error_bytes, stored_error
 from dayjob.keys import is_write
 from dayjob.models import Model
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
+from dayjob.threads import Threads
 from dayjob.tools import Deadline, Tool, Undo
 from dayjob.values import canonical, decode, digest, encode
 
@@ -50,6 +50,8 @@ class Keeper(Protocol):
     undos: dict[str, Undo]
     lease_seconds: float
 
+    @property
+    def threads(self) -> Threads: ...
     def valid(self, now: float) -> bool: ...
     async def ready(self, scope: Scope) -> None: ...
     def poke(self) -> None: ...
@@ -212,11 +214,12 @@ class Steps:
         self, call: Callable[[], Any], returns: Any, name: str, timeout: float | None, before: int
     ) -> tuple[Any, bytes | None, StepError | None]:
         """What a scope comes to: (value, its JSON, error). Raises CancelledError if it was cancelled from outside."""
+        limit = asyncio.timeout(timeout)
         try:
             if timeout is None:
                 value = await awaited(call())
             else:
-                async with asyncio.timeout(timeout):
+                async with limit:
                     value = await awaited(call())
             if doomed := self.journal.doomed(self.scope):
                 recorded = self.scope.recorded
@@ -232,7 +235,11 @@ class Steps:
                 StepError("CancelledError", f"{name!r} cancelled itself", step=self.scope.path),
             )
         except (Exception, SystemExit) as problem:
-            return None, None, self.step_error(self.scope.path, name, problem, timeout)
+            return (
+                None,
+                None,
+                self.step_error(self.scope.path, name, problem, timeout if limit.expired() else None),
+            )
 
     def is_settled(self, row: StepRecord) -> bool:
         """Whether a finished scope counts without being walked: it was written by this very version."""
@@ -472,24 +479,12 @@ class Steps:
     def step_error(
         self, key: str, name: str, problem: BaseException, timeout: float | None = None
     ) -> StepError:
-        """Any exception as the one error that steps raise."""
-        if isinstance(problem, StepError):
-            return StepError(
-                problem.type, problem.message, problem.retryable, step=problem.step or key,
-                retry_after=problem.retry_after, traceback=problem.traceback,
-            )  # fmt: skip
+        """Any exception as the one error that steps raise; `timeout` is what the step took longer than, if it did."""
         if isinstance(problem, TimeoutError) and timeout is not None:
             return StepError("Timeout", f"{name!r} took longer than {timeout:g} s", True, step=key)
         if isinstance(problem, InputError):
             return StepError("InvalidResult", f"step {name!r}: {problem}", step=key)
-        return StepError(
-            type(problem).__name__,
-            str(problem),
-            bool(getattr(problem, "retryable", False)),
-            step=key,
-            retry_after=getattr(problem, "retry_after", None),
-            traceback="".join(traceback.format_exception(problem)),
-        )
+        return step_error_of(problem, key)
 
 
 def _is_at_stake(row: StepRecord) -> bool:

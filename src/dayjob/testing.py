@@ -19,8 +19,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import orjson
 
@@ -108,6 +108,7 @@ class MortalStore:
         self.buried = False
         self.store = store
         self.death = death
+        self.worker: WorkerRecord | None = None
 
     # --- what a worker writes --------------------------------------------------------------------
 
@@ -184,6 +185,12 @@ class MortalStore:
     async def register(self, worker: WorkerRecord) -> None:
         await self._if_alive()
         await self.store.register(worker)
+        self.worker = worker
+
+    async def end_lease(self) -> None:
+        """As if the lease of its worker were over: whoever sweeps next declares it dead."""
+        if self.worker is not None:
+            await self.store.register(self.worker._replace(lease=-1.0))
 
     def beat(self, worker: str) -> Beat:
         beat: Beat | None = self.store.beat(worker) if self._hears() else None
@@ -247,7 +254,7 @@ class CrashLab:
     async def __aenter__(self) -> CrashLab:
         if self._url is None:
             self._folder = tempfile.TemporaryDirectory(prefix="dayjob-lab-")
-            self._url = f"sqlite:///{Path(self._folder.name) / 'lab.db'}?synchronous=off"
+            self._url = f"sqlite:///{quote(self._folder.name)}/lab.db?synchronous=off"
         self.store: Any = self._open()
         return self
 
@@ -354,7 +361,7 @@ class CrashLab:
         mortal.bury()
         for execution in (*worker.held.values(), *(execution for execution, _ in worker.warm.values())):
             execution.evict()
-        await mortal.store.retire(worker.id)
+        await mortal.end_lease()
         self._dismiss(worker, mortal)
 
     def _dismiss(self, worker: Worker, mortal: MortalStore) -> None:

@@ -348,7 +348,10 @@ def ago(moment: float) -> str:
 
 
 def clock(moment: float) -> str:
-    local = datetime.fromtimestamp(moment).astimezone()
+    try:
+        local = datetime.fromtimestamp(moment).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return "the end of time"  # beyond what a calendar holds
     today = local.date() == datetime.now().astimezone().date()
     return f"{local:%H:%M:%S}" if today else f"{local:%Y-%m-%d %H:%M}"
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from dayjob.effects import called, name_of, outcome_is_unknown, probed
-from dayjob.errors import DayjobError, InputError, NotDone, StepError
+from dayjob.errors import DayjobError, InputError, NotDone, StepError, step_error_of
 from dayjob.jobs import Job
 from dayjob.journal import Journal, error_bytes
 from dayjob.keys import UNDO_SCOPE, Fate, fate_of, undo_key
@@ -25,6 +25,7 @@ from dayjob.runs import Kind, Outcome, StepRecord
 from dayjob.shapes import parameter_types
 from dayjob.steps import patiently
 from dayjob.stores import Store
+from dayjob.threads import Threads
 from dayjob.tools import Call, Tool, Undo
 from dayjob.values import decode, digest, encode
 
@@ -51,6 +52,7 @@ class Unwinding:
         tools: Mapping[str, Tool[..., Any]],
         undos: Mapping[str, Undo],
         lease_seconds: float,
+        threads: Threads,
         warn: Callable[[str, str], None],
         announce: Callable[[StepRecord], None],
     ) -> None:
@@ -61,6 +63,7 @@ class Unwinding:
         self._tools = tools
         self._undos = undos
         self._lease_seconds = lease_seconds
+        self._threads = threads
         self._warn = warn
         self._announce = announce
         self.failed: list[str] = []
@@ -135,9 +138,9 @@ class Unwinding:
         try:
             call, result = _call_of(row, tool), decode(row.value or b"null", _declared(fn))
             async with asyncio.timeout(tool.timeout if tool and tool.timeout else UNDO_SECONDS):
-                came_to = await called(fn, call, result)
+                came_to = await called(self._threads, fn, call, result)
         except Exception as problem:
-            error = StepError(type(problem).__name__, str(problem))
+            error = step_error_of(problem, row.key)
             return await self._fail(intent, error, outcome_is_unknown(problem, tool or _NO_TOOL))
         try:
             data = self.journal.redact(encode(came_to))
@@ -164,7 +167,7 @@ class Unwinding:
             return False
         quiet = row.started + self._lease_seconds + (tool.timeout or 0.0)
         await asyncio.sleep(max(quiet - self.journal.clock(), 0.0))
-        found = await probed(tool, _call_of(row, tool), partial(self._warn, row.key))
+        found = await probed(self._threads, tool, _call_of(row, tool), partial(self._warn, row.key))
         if found is None:
             self._warn(row.key, "needs attention: nobody knows whether it happened")
             return False

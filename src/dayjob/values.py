@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import orjson
 
-from dayjob.errors import InputError, NotJSON, ValueTooLarge
+from dayjob.errors import InputError, NotJSON, ValueTooLarge, text_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -100,7 +100,9 @@ def encode(value: Any, declared: Any = Any) -> bytes:
         try:
             data = _adapter(declared).dump_json(value, warnings="error")
         except Exception as problem:
-            raise NotJSON(f"{type(value).__name__} does not fit {_type_name(declared)}: {problem}") from None
+            raise NotJSON(
+                f"{type(value).__name__} does not fit {_type_name(declared)}: {text_of(problem)}"
+            ) from None
         if _MANY_DIGITS.search(data) and (too_long := _culprit(json.loads(data))):
             raise NotJSON(too_long)
     else:
@@ -144,6 +146,22 @@ def _typed(value: Any, declared: Any, data: bytes | None) -> Any:
     if isinstance(value, expected) and (type(value) is not bool or declared is bool):
         return value
     raise InputError(f"expected {_type_name(declared)}, got {_shown(value)}")
+
+
+def timeout_of(given: Any) -> float | None:
+    """A `timeout=` in seconds; None, or infinity, is none. Raises InputError."""
+    if given is None or given == math.inf:
+        return None
+    return seconds_of("timeout", given)
+
+
+def seconds_of(name: str, given: Any, or_past: bool = False) -> float:
+    """An argument in seconds, 0 or more; with `or_past` less is 0. Raises InputError naming it."""
+    if or_past and isinstance(given, int | float) and given < 0:
+        return 0
+    if not isinstance(given, int | float) or not 0 <= given < math.inf:
+        raise InputError(f"{name}: expected seconds, 0 or more, got {given!r}")
+    return given
 
 
 def canonical(value: Any) -> bytes:

@@ -130,6 +130,8 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.services.background:
             await asyncio.wait(self.services.background, timeout=self.services.grace_seconds)
+        self.services.threads.close()
+        await self.services.threads.closed(self.services.grace_seconds)
         if self._heartbeat is not None:
             self._heartbeat.stop()
             await self._heartbeat.stopped()
@@ -188,7 +190,7 @@ class Worker:
                 alone=not self.held, only=self.only,
             )  # fmt: skip
             try:
-                claimed = await self.store.claim(wanted)
+                claimed = await self._claimed(wanted)
             except StoreError as problem:
                 self.events.emit("store.failing", error=str(problem))
                 await asyncio.sleep(RETRY_SECONDS)
@@ -198,6 +200,18 @@ class Worker:
                 self._take(record, loaded)
             if len(claimed) == room:
                 self._work.set()
+
+    async def _claimed(self, wanted: Wanted) -> list[tuple[RunRecord, Loaded | None]]:
+        """What was claimed. A claim that is under way when the worker stops is waited for, and given back."""
+        claim = asyncio.ensure_future(self.store.claim(wanted))
+        try:
+            return await asyncio.shield(claim)
+        except asyncio.CancelledError:
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(self.services.grace_seconds):
+                    claimed = await claim
+                    await self.store.reclaim(self.id, [(record.id, record.epoch) for record, _ in claimed])
+            raise
 
     def _take(self, record: RunRecord, loaded: Loaded | None) -> None:
         self.events.emit(

@@ -297,6 +297,12 @@ async def test_only_one_run_and_its_family_can_be_asked_for(store: Store) -> Non
     assert await claim(store, only=wanted.id) == []
 
 
+async def test_one_run_can_be_asked_for_whatever_its_queue(store: Store) -> None:
+    await submit(store)
+    wanted = await submit(store, queue="elsewhere")
+    assert (await claim_one(store, only=wanted.id)).id == wanted.id
+
+
 async def test_a_delayed_run_is_not_claimed_before_its_time(store: Store, clock: Clock) -> None:
     run = await submit(store, due=clock() + 60)
     swept = await store.sweep(MAX_ATTEMPTS)
@@ -883,6 +889,33 @@ async def test_only_a_run_that_is_over_can_be_resumed(store: Store) -> None:
     assert (await claim_one(store)).changed == 1
 
 
+async def test_a_run_that_was_cancelled_before_its_time_begins_at_once_when_it_is_resumed(
+    store: Store, clock: Clock
+) -> None:
+    run = await submit(store, due=clock() + 60)
+    assert await store.cancel(run.id, "x") == Status.CANCELLED
+    assert await store.resume(run.id, [], False)
+    assert (await claim_one(store)).id == run.id
+
+
+async def test_a_run_that_was_cancelled_before_its_turn_takes_its_turn_when_it_is_resumed(
+    store: Store,
+) -> None:
+    first = await held_run(store, thread="t")
+    second = await submit(store, "enqueue", thread="t")
+    assert await store.cancel(second.id, "x") == Status.CANCELLED
+    assert await store.resume(second.id, [], False)
+    assert await claim(store) == []
+    assert await settle(store, first) is Held.DONE
+    assert (await claim_one(store)).id == second.id
+    assert await store.cancel(second.id, "x") == Status.CANCELLING
+    third = await submit(store, "enqueue", thread="t")
+    assert await store.cancel(third.id, "x") == Status.CANCELLED
+    assert await settle(store, await current(store, second), End(Status.CANCELLED)) is Held.DONE
+    assert await store.resume(third.id, [], False)
+    assert (await claim_one(store)).id == third.id
+
+
 async def test_superseding_a_step_leaves_its_neighbours(store: Store) -> None:
     run = await held_run(store)
     rows = ["a", "a/x", "a/x/y", "a#2", "a#2/x", "a!", "ab/x"]
@@ -919,13 +952,16 @@ async def test_branches_of_a_join_in_a_finished_scope_are_not_loaded(store: Stor
     assert [step.key for step in loaded.steps or ()] == ["part"]
 
 
-async def test_retries_are_counted_from_the_superseded_rows(store: Store) -> None:
+async def test_retries_are_known_by_the_errors_of_the_superseded_rows(store: Store) -> None:
     run = await held_run(store)
-    gone = {"outcome": Outcome.SUPERSEDED, "error": b'{"retried":true}'}
-    rows = [row(run, "a", 1, attempt=1, **gone), row(run, "a", 2, attempt=2, **gone)]
+    errors = [b'{"type":"A","retried":true}', b'{"type":"B","retried":true}']
+    rows = [
+        row(run, "a", n, attempt=n, outcome=Outcome.SUPERSEDED, error=error)
+        for n, error in enumerate(errors, 1)
+    ]
     assert await put(store, run, *rows) == "durable"
     loaded = await refreshed(store, run, "v1")
-    assert (loaded.steps, loaded.attempts, loaded.retried) == ([], {"a": 2}, {"a": 2})
+    assert (loaded.steps, loaded.attempts, loaded.retried) == ([], {"a": 2}, {"a": errors})
 
 
 async def test_a_claim_brings_what_happened_to_a_run_that_was_begun_before(store: Store) -> None:
@@ -1015,17 +1051,43 @@ async def test_a_process_of_another_host_is_dead_only_by_its_lease(store: Store,
     assert "far" in (await store.sweep(MAX_ATTEMPTS)).dead_workers
 
 
+async def test_a_process_of_another_container_on_this_host_is_dead_only_by_its_lease(
+    store: Store, clock: Clock
+) -> None:
+    boot = this_host()[1].partition(" ")[0]
+    await register(store, "far", boot=f"{boot} pid:[1]", pid=2**22 + 1, start="1")
+    assert (await store.sweep(MAX_ATTEMPTS)).dead_workers == []
+    clock.advance(LEASE + 1)
+    assert "far" in (await store.sweep(MAX_ATTEMPTS)).dead_workers
+
+
 async def test_a_worker_that_retires_leaves_nothing_held(store: Store) -> None:
     run = await held_run(store)
+    cancelled = await held_run(store)
+    await store.cancel(cancelled.id, "x")
     await store.retire("w1")
-    assert (await store.sweep(MAX_ATTEMPTS)).taken_over == [run.id]
     assert {known.id for known in await store.workers()} == {"w2"}
+    assert await put(store, run, row(run, "a", 1)) == "lost"
+    assert (await store.sweep(MAX_ATTEMPTS)).taken_over == []
+    found = await claim(store, "w2")
+    assert [(again.id, again.attempts) for again in found] == [(run.id, 0), (cancelled.id, 0)]
+    assert [again.status for again in found] == [Status.IN_PROGRESS, Status.CANCELLING]
+
+
+async def test_a_worker_that_retires_neither_adds_to_the_count_nor_resets_it(store: Store) -> None:
+    await held_run(store)
+    await die(store, "w1")
+    for _ in range(MAX_ATTEMPTS):
+        assert (await claim_one(store)).attempts == 1
+        await store.retire("w1")
+        await register(store, "w1")
 
 
 async def die(store: Store, by: str) -> Sequence[str]:
-    """The worker of that id dies; what was poisoned by it."""
-    await store.retire(by)
+    """The worker of that id dies, and another comes by that id; what was poisoned by it."""
+    await register(store, by, lease=-1.0)
     swept = await store.sweep(MAX_ATTEMPTS)
+    await store.retire(by)
     await register(store, by)
     return swept.poisoned
 
@@ -1059,18 +1121,40 @@ async def test_a_poisoned_child_tells_its_parent(store: Store) -> None:
     for _ in range(MAX_ATTEMPTS):
         await register(store, "w9")
         await claim_one(store, "w9")
-        await store.retire("w9")
-        await store.sweep(MAX_ATTEMPTS)
+        await die(store, "w9")
     loaded = await refreshed(store, parent)
     assert json.loads(loaded.answered[0].answer or b"")["status"] == "failed"
 
 
-async def test_a_run_being_cancelled_is_never_poison(store: Store) -> None:
+async def test_a_run_being_cancelled_that_kills_three_workers_is_cancelled_and_says_what_was_left(
+    store: Store,
+) -> None:
     run = await held_run(store)
     await store.cancel(run.id, "enough")
-    for _ in range(MAX_ATTEMPTS + 1):
+    for _ in range(MAX_ATTEMPTS - 1):
         assert await die(store, "w1") == []
         assert (await claim_one(store)).status == Status.CANCELLING
+    assert await die(store, "w1") == [run.id]
+    found = await current(store, run)
+    assert (found.status, found.worker, found.error) == (Status.CANCELLED, None, None)
+    assert str(found.reason).startswith(
+        "enough; what was left to do at its end was skipped (poison: 3 workers died"
+    )
+
+
+async def test_an_unwinding_run_that_kills_three_workers_ends_as_it_was_to(store: Store) -> None:
+    run = await held_run(store)
+    end = End(Status.FAILED, "ValueError: x", None, b'{"type":"ValueError"}')
+    assert await store.unwind(run.home, run.id, run.epoch, run.wakes, end) is Held.DONE
+    for _ in range(MAX_ATTEMPTS - 1):
+        assert await die(store, "w1") == []
+        assert (await claim_one(store)).status == Status.UNWINDING
+    assert await die(store, "w1") == [run.id]
+    found = await current(store, run)
+    assert (found.status, found.error) == (Status.FAILED, b'{"type":"ValueError"}')
+    assert str(found.reason).startswith(
+        "ValueError: x; what was left to do at its end was skipped (poison: 3 workers"
+    )
 
 
 async def test_a_suspect_run_is_claimed_alone(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import date, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
 
-from dayjob import Dayjob, InputError, Run, RunFailed, Status, job
+from dayjob import Dayjob, InputError, Run, RunFailed, Status, StepError, job
 from dayjob.cli.files import job_named
 from dayjob.errors import (
     ForeignStore,
@@ -92,7 +96,28 @@ async def plain(run: Run) -> str:
         (lambda app: app.submit(greet(name="A"), queue="\ud800"), "queue: "),
         (lambda app: app.submit(greet(name="A"), thread="\ud800"), "thread: "),
         (lambda app: app.submit(greet(name="A"), priority=2**70), "priority: "),
+        (lambda app: app.submit(greet(name="A"), priority="5"), "priority: "),
+        (lambda app: app.submit(greet(name="A"), priority=float("nan")), "priority: "),
+        (lambda app: app.submit(greet(name="A"), queue=None), "queue: expected str, got NoneType"),
+        (lambda app: app.submit(greet(name="A"), source="\ud800"), "source: "),
+        (lambda app: app.get("\ud800"), "run: "),
+        (lambda app: app.get(None), "run: expected str, got NoneType"),
+        (lambda app: app.steps("\ud800"), "run: "),
+        (lambda app: app.runs(job="\ud800"), "job: "),
+        (lambda app: app.actions("\ud800"), "run: "),
+        (lambda app: app.answer("\ud800", "ask", 1), "run: "),
+        (lambda app: app.answer("run_x", "\ud800", 1), "action: "),
+        (lambda app: app.answer("run_x", "ask", 1, by="\ud800"), "by: "),
+        (lambda app: app.send("\ud800", "news"), "run: "),
+        (lambda app: app.send("run_x", "\ud800"), "name: "),
+        (lambda app: app.cancel("\ud800"), "run: "),
+        (lambda app: app.resume("\ud800"), "run: "),
+        (lambda app: app.handle("\ud800").result(), "run: "),
+        (lambda app: app.thread("\ud800").append("x"), "thread: "),
+        (lambda app: app.memory.get("\ud800"), "name: "),
+        (lambda app: app.memory.set("\ud800", 1), "name: "),
         (lambda app: app.submit(greet(name="A"), delay=float("nan")), "delay: "),
+        (lambda app: app.submit(greet(name="A"), delay="5"), "delay: "),
     ],
 )
 async def test_a_wrong_argument_is_named_and_nothing_is_submitted(
@@ -173,6 +198,48 @@ async def test_a_wrong_answer_is_refused_naming_the_action_and_the_run_still_wai
             await app.resume(handle.id, from_step="nowhere")
 
 
+class Limit(BaseModel, strict=True):
+    until: date
+    most: int
+
+
+@pytest.mark.parametrize(
+    ("returns", "wrong", "message", "right", "read"),
+    [
+        (date, "soon", "'soon' is not a 'date'", "2026-11-22", date(2026, 11, 22)),
+        (date, "20261122", "is not a 'date'", "2026-11-22", date(2026, 11, 22)),
+        (datetime, "today", "is not a 'date-time'", "2026-11-22T08:00", datetime(2026, 11, 22, 8)),  # noqa: DTZ001
+        (UUID, "1", "is not a 'uuid'", str(UUID(int=1)), UUID(int=1)),
+        (IPv4Address, "1.2.3", "is not a 'ipv4'", "1.2.3.4", IPv4Address("1.2.3.4")),
+        (list[timedelta], ["soon"], "0: 'soon' is not a 'duration'", ["PT1S"], [timedelta(seconds=1)]),
+        (int, 3.5, "3.5 is not of type 'integer'", 3.0, 3),
+        (int, True, "True is not of type 'integer'", 3, 3),
+        (Literal[3, 4], 5.0, "5 is not one of [3, 4]", 3.0, 3),
+        (
+            Limit, {"until": "2026-11-22", "most": 3.0}, "most: 3.0 is not of type 'integer'",
+            {"until": "2026-11-22", "most": 3}, Limit(until=date(2026, 11, 22), most=3),
+        ),
+    ],
+)  # fmt: skip
+async def test_an_answer_that_is_taken_can_be_read(
+    url: str, returns: Any, wrong: Any, message: str, right: Any, read: Any
+) -> None:
+    given: list[Any] = []
+
+    @job
+    async def asking(run: Run) -> None:
+        given.append(await run.ask("?", returns=returns))
+
+    async with Dayjob(url) as app:
+        handle = await app.submit(asking())
+        (action,) = await until(app.actions)
+        with pytest.raises(InputError, match=re.escape(message)):
+            await app.answer(handle.id, action.id, wrong)
+        await app.answer(handle.id, action.id, right)
+        await handle.result(20)
+    assert [(type(value), value) for value in given] == [(type(read), read)]
+
+
 @pytest.mark.parametrize(
     ("store", "error", "message"),
     [
@@ -183,6 +250,8 @@ async def test_a_wrong_answer_is_refused_naming_the_action_and_the_run_still_wai
         ("sqlite:///:memory:", InputError, "names no file"),
         ("sqlite://host/path", InputError, "names no file"),
         ("sqlite:///x.db?synchronous=never", InputError, "the only option is synchronous"),
+        ("sqlite:///runs#1.db", InputError, 'a "#" in a path is written %23'),
+        ("sqlite:///x%00.db", InputError, "names no file"),
     ],
 )
 async def test_a_wrong_store_url_is_shown_with_what_was_expected(
@@ -192,6 +261,29 @@ async def test_a_wrong_store_url_is_shown_with_what_was_expected(
         async with Dayjob(store):
             pass
     assert message in str(caught.value)
+
+
+async def test_a_result_that_is_waited_for_when_the_app_closes_is_an_error_and_so_is_all_use_after(
+    url: str,
+) -> None:
+    async with Dayjob(url) as app:
+        handle = await app.submit(asks())
+        waiting = asyncio.create_task(handle.result())
+        await until(app.actions)
+    for use in (
+        waiting, handle.result(), app.handle(handle.id).result(), handle.status(), handle.cancel(), app.runs(),
+        app.submit(asks()), app.memory.get("x"), app.memory.set("x", 1), app.thread("t").append("x"),
+        app.answer(handle.id, "ask", 1), anext(handle.events()),
+    ):  # fmt: skip
+        with pytest.raises(StoreUnavailable, match="closed"):
+            async with asyncio.timeout(20):
+                await use
+
+
+async def test_odd_characters_in_the_path_of_a_store_are_written_as_in_any_url(tmp_path: Path) -> None:
+    async with Dayjob(f"sqlite:///{tmp_path}/my%20runs%231%3F%25.db") as app:
+        assert await (await app.submit(plain())).result(20) == "plain"
+    assert (tmp_path / "my runs#1?%.db").exists()
 
 
 # --- steps and jobs that misbehave ---------------------------------------------------------------------
@@ -294,6 +386,156 @@ async def test_a_job_that_raises_fails_its_run_with_type_and_text(
     assert await failure_of(url, broken) == reason
 
 
+class Mute(Exception):
+    """Nothing that it is asked for can it say."""
+
+    def __str__(self) -> str:
+        raise Mute
+
+    __repr__ = __str__
+
+    def _of_nothing(self) -> Any:
+        raise SystemExit
+
+    retryable = property(_of_nothing)
+    retry_after = property(_of_nothing)
+
+
+class Hollow(StepError):
+    def __init__(self) -> None: ...
+
+
+@pytest.mark.parametrize("error", [Mute, Hollow])
+async def test_an_error_that_cannot_say_what_it_is_fails_the_run_in_a_job_and_in_a_step_alike(
+    url: str, error: type[Exception]
+) -> None:
+    def breaking() -> None:
+        raise error
+
+    @job
+    async def broken(run: Run) -> None:
+        raise error
+
+    @job
+    async def stepping(run: Run) -> None:
+        await run.step(breaking)
+
+    @job
+    async def branching(run: Run) -> None:
+        async def branch(run: Run) -> None:
+            raise error
+
+        await run.gather(branch)
+
+    name = "Mute: (the text of this Mute cannot be made)" if error is Mute else "StepError"
+    assert await failure_of(url, broken) == name
+    assert await failure_of(url, stepping) == f"step 'breaking': {name}"
+    assert await failure_of(url, branching) == f"step 'gather/0': {name}"
+
+
+async def test_what_a_deferred_function_raises_does_not_keep_the_others_from_being_called(url: str) -> None:
+    called: list[str] = []
+
+    def deferred(name: str, error: type[BaseException] | None = None) -> Callable[[], None]:
+        def function() -> None:
+            called.append(name)
+            if error is not None:
+                raise error
+
+        return function
+
+    @job
+    async def tidy(run: Run) -> str:
+        for number, error in enumerate([None, Mute, SystemExit, GeneratorExit, StopIteration, ValueError]):
+            await run.defer(deferred(str(number), error))
+        return "done"
+
+    warnings: list[str] = []
+    async with Dayjob(url) as app:
+        app.subscribe(lambda name, fields: name == "run.warning" and warnings.append(fields["message"]))
+        assert await (await app.submit(tidy())).result(20) == "done"
+    assert called == ["5", "4", "3", "2", "1", "0"]
+    assert len([said for said in warnings if said.startswith("deferred function failed: ")]) == 5
+
+
+async def test_a_timeout_of_a_steps_own_is_not_taken_for_the_one_that_it_was_given(url: str) -> None:
+    async def pool() -> None:
+        raise TimeoutError("the pool is exhausted")
+
+    async def inside(run: Run) -> None:
+        await pool()
+
+    async def slow() -> None:
+        await asyncio.sleep(60)
+
+    def refuses(request: Any) -> str:
+        raise TimeoutError("the pool is exhausted")
+
+    @job
+    async def waiting(run: Run) -> list[str]:
+        said = []
+        for call in (
+            run.step(pool, timeout=600),
+            run.step(inside, timeout=600),
+            run.model("hi", timeout=600),
+            run.step(slow, timeout=0.01),
+        ):
+            try:
+                await call
+            except StepError as error:
+                said.append(str(error))
+        return said
+
+    async with Dayjob(url, Scripted(refuses)) as app:
+        said = await (await app.submit(waiting())).result(20)
+    assert said == [
+        *["TimeoutError: the pool is exhausted"] * 3,
+        "Timeout: step 'slow' took longer than 0.01 s",
+    ]
+
+
+async def test_a_retry_policy_that_fails_is_the_error_of_its_step_which_has_a_row(url: str) -> None:
+    def broken(attempt: int, error: StepError) -> None:
+        raise Mute
+
+    def fails_once() -> None:
+        raise ValueError("no")
+
+    @job
+    async def trying(run: Run) -> list[str]:
+        types = []
+        for call in (run.step(fails_once, retry=broken), run.model("hi", retry=broken)):
+            try:
+                await call
+            except StepError as error:
+                types.append(error.type)
+        return types
+
+    def refuses(request: Any) -> str:
+        raise ConnectionError("no")
+
+    async with Dayjob(url, Scripted(refuses)) as app:
+        handle = await app.submit(trying())
+        assert await handle.result(20) == ["RetryPolicyFailed"] * 2
+        assert [(step.key, step.outcome) for step in await app.steps(handle.id)] == [
+            ("fails_once", "error"), ("model", "error"),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit, SystemExit])
+async def test_a_sync_step_that_raises_what_no_future_takes_fails_its_run(
+    url: str, error: type[BaseException]
+) -> None:
+    def odd() -> None:
+        raise error
+
+    @job
+    async def raising(run: Run) -> None:
+        await run.step(odd)
+
+    assert error.__name__ in await failure_of(url, raising)
+
+
 async def test_secrets_in_an_error_are_redacted_wherever_they_are_kept(
     url: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +594,13 @@ async def test_odd_names_of_steps_are_stored(url: str) -> None:
         (lambda run: run.model(["hi"]), "messages[0]: expected a dict with a role, got str"),
         (lambda run: run.model("\ud800"), "messages[0]: a str with half a surrogate pair"),
         (lambda run: run.ask("\ud800"), "half a surrogate pair"),
+        (lambda run: run.ask("?", timeout=float("nan")), "timeout: expected seconds, 0 or more, got nan"),
+        (lambda run: run.ask("?", timeout=-1), "timeout: expected seconds, 0 or more, got -1"),
+        (lambda run: run.event("x", timeout="5"), "timeout: expected seconds, 0 or more, got '5'"),
+        (lambda run: run.step(len, [], timeout=-1), "timeout: expected seconds, 0 or more, got -1"),
+        (lambda run: run.model("hi", timeout=-1), "timeout: expected seconds, 0 or more, got -1"),
+        (lambda run: run.sleep(float("nan")), "seconds: expected seconds, 0 or more, got nan"),
+        (lambda run: run.sleep(float("inf")), "seconds: expected seconds, 0 or more, got inf"),
     ],
 )
 async def test_a_verb_given_nonsense_fails_the_run_saying_which_and_why(
@@ -362,6 +611,24 @@ async def test_a_verb_given_nonsense_fails_the_run_saying_which_and_why(
         await say(run)
 
     assert reason in await failure_of(url, nonsense, model=Scripted(["hi"]))
+
+
+async def test_a_verb_that_refuses_its_argument_leaves_the_run_usable(url: str) -> None:
+    @job
+    async def goes_on(run: Run) -> str:
+        for refused in (
+            run.continue_as("nonsense"),  # type: ignore[arg-type]
+            run.start("nonsense"),  # type: ignore[arg-type]
+            run.sleep(float("nan")),
+            run.ask("?", timeout=-1),
+            run.step(len, [], timeout=-1),
+        ):
+            with pytest.raises(InputError):
+                await refused
+        return str(await run.step(lambda: "still here"))
+
+    async with Dayjob(url) as app:
+        assert await (await app.submit(goes_on())).result(20) == "still here"
 
 
 async def test_progress_in_figures_that_no_column_holds_does_not_get_a_run_stuck(url: str) -> None:

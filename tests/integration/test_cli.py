@@ -12,6 +12,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from dayjob import Dayjob
+from dayjob.cli.files import load
 from tests.acceptance.command_line import JOBS, CommandLine, text_of, until
 from tests.wire import Wire, fails, says
 
@@ -179,6 +181,16 @@ def test_resume_from_a_step_does_it_again(dayjob: CommandLine) -> None:
     assert "no finished step 'nope'" in dayjob("resume", run, "--from", "nope").stderr
 
 
+async def test_a_run_of_another_queue_is_resumed_and_cancelled_by_its_id(dayjob: CommandLine) -> None:
+    _, jobs = load(str(DESK))
+    async with Dayjob(f"sqlite:///{dayjob.database}", worker=False) as app:
+        wanted = await app.submit(jobs["echo"](n=21), queue="elsewhere")
+        begun = await app.submit(jobs["interview"](), queue="elsewhere", source=f"{DESK}:interview")
+    assert (await asyncio.to_thread(dayjob, "resume", wanted.id, "--file", str(DESK))).returncode == 0
+    assert (await asyncio.to_thread(dayjob, "resume", begun.id)).returncode == 6
+    assert "is cancelled" in (await asyncio.to_thread(dayjob, "cancel", begun.id)).stderr
+
+
 def test_a_run_whose_process_was_killed_is_cancelled_at_once(dayjob: CommandLine) -> None:
     with dayjob.started("run", f"{DESK}:slow") as worker:
         run = until(lambda: begun(dayjob), "a step", worker)
@@ -194,6 +206,17 @@ def test_a_run_that_nobody_works_on_is_cancelled_at_once(dayjob: CommandLine) ->
     statuses = {found["status"] for found in dayjob.json("runs")["data"]}
     assert statuses == {"cancelled"}
     assert dayjob("cancel", run).returncode == 0
+
+
+def test_a_deadline_that_no_calendar_holds_is_shown_all_the_same(dayjob: CommandLine) -> None:
+    dayjob("run", f"{DESK}:interview")
+    run = dayjob.last_run()
+    for due in ("1e300", "9e999", "-9e999"):
+        with closing(sqlite3.connect(dayjob.database)) as connection, connection:
+            connection.execute(f"UPDATE steps SET due = {due}")
+        for look in (("actions",), ("show", run), ("show", run, "--json"), ("actions", "--json")):
+            shown = dayjob(*look)
+            assert (shown.returncode, "What is your name?" in shown.stdout) == (0, True), text_of(shown)
 
 
 # --- looking -------------------------------------------------------------------------------------

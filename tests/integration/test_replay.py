@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dayjob import Dayjob, Run, RunFailed, StepError, job
+from dayjob.retry import Again
 from dayjob.runs import Kind, Outcome, Status, StepRecord
 from dayjob.testing import CrashLab, Death, Moment
 from tests.ledger import after_death, everywhere, executed, fail, work
@@ -298,6 +299,31 @@ async def test_the_first_error_of_a_gather_cancels_the_others_and_is_raised(lab:
 
 
 # --- determinism --------------------------------------------------------------------------------------
+
+
+async def other_way(name: str) -> str:
+    return await work(f"{name} another way")
+
+
+@job
+async def goes_another_way(run: Run) -> str:
+    def policy(attempt: int, error: StepError) -> Again | None:
+        if error.message != "try" or attempt > 2:
+            return None
+        return Again(instead=other_way) if attempt == 2 else Again()
+
+    return await run.step(fail, "try", retry=policy)
+
+
+async def test_a_step_that_was_going_another_way_goes_on_that_way_after_a_crash(lab: CrashLab) -> None:
+    calm = await lab.run(goes_another_way())
+    assert (calm.output, executed["try"]) == ("try another way done", 2)
+    kinds = [(step.attempt, step.outcome) for step in calm.steps]
+    assert kinds == [(1, "superseded"), (2, "superseded"), (3, "value")]
+    last_try = 1 + len(calm.steps)
+    ended, again = await after_death(lab, goes_another_way(), Death(last_try))
+    assert (ended.output, again) == ("try another way done", {"try another way": 1})
+    assert [(step.attempt, step.outcome) for step in ended.steps] == kinds
 
 
 async def test_another_input_than_the_recorded_one_is_warned_of_by_step(lab: CrashLab) -> None:

@@ -536,6 +536,24 @@ asyncio.run(main(sys.argv[1], sys.argv[2]))
 """
 
 
+async def test_the_threads_of_a_store_take_their_turns_apart(url: str) -> None:
+    """A lock on a file keeps threads apart only if each has opened it for itself."""
+    store: Any = open_store(url)
+    writer, entered = store._writer, threading.Event()
+
+    def enter() -> None:
+        with writer._checkpoint_lock:
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    with writer._lock:
+        thread.start()
+        assert not await asyncio.to_thread(entered.wait, 0.1)
+    await asyncio.to_thread(thread.join, 20)
+    assert entered.is_set()
+    await store.close()
+
+
 def test_processes_that_share_a_file_write_in_turn(url: str, tmp_path: Path) -> None:
     script = tmp_path / "writer.py"
     script.write_text(WRITER)

@@ -104,6 +104,38 @@ async def test_a_question_past_its_deadline_takes_its_default(office: Office) ->
     assert await handle.result(10) == 7
 
 
+async def test_a_sleep_until_a_time_that_is_over_does_not_wait(office: Office) -> None:
+    @job
+    async def late(run: Run) -> str:
+        await run.sleep(-3)
+        return "here"
+
+    assert await (await office.app.submit(late())).result(10) == "here"
+
+
+async def test_a_question_of_infinite_patience_has_no_deadline(office: Office) -> None:
+    @job
+    async def patient(run: Run) -> str:
+        return await run.ask("when?", timeout=float("inf"))
+
+    handle = await office.app.submit(patient())
+    await office.parked(handle.id)
+    (action,) = await office.app.actions()
+    assert action.due is None
+
+
+async def test_a_reason_that_reads_like_another_ends_the_wait_for_the_result(office: Office) -> None:
+    handle = await office.app.submit(asks())
+    await office.parked(handle.id)
+    await handle.cancel("continued as planned")
+    with pytest.raises(RunCancelled, match="continued as planned"):
+        await handle.result(10)
+    early = await office.app.submit(asks(), delay=60)
+    await early.cancel("continued as planned")
+    with pytest.raises(RunCancelled, match="continued as planned"):
+        await early.result(10)
+
+
 # --- events ---------------------------------------------------------------------------------------------
 
 

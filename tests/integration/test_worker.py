@@ -14,9 +14,10 @@ import pytest
 from dayjob import Dayjob, Run, RunFailed, Status, job
 from dayjob.cli.files import load
 from dayjob.errors import StoreLocked
-from dayjob.stores import open_store
+from dayjob.stores import Store, Wanted, open_store
 from dayjob.testing import Clock
-from tests.failing_stores import Failing, Locked
+from dayjob.worker import MAX_ATTEMPTS
+from tests.failing_stores import Around, Failing, Locked
 from tests.until import is_finished, turns, until
 
 
@@ -76,6 +77,55 @@ async def test_a_worker_that_stops_does_not_wait_for_ever(url: str) -> None:
         async with app.worker():
             assert await handle.result(20) == "one entered"
     assert desk.came == ["one", "one"]
+
+
+class Slow(Around):
+    """A store whose claims take a while: their replies come when the gate is open."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.gate = asyncio.Event()
+        self.claimed: list[str] = []
+
+    async def claim(self, wanted: Wanted) -> Any:
+        claimed = await self.store.claim(wanted)
+        self.claimed += [record.id for record, _ in claimed]
+        await self.gate.wait()
+        return claimed
+
+
+async def test_what_a_worker_claims_while_it_stops_is_given_back_and_counted_as_no_death(url: str) -> None:
+    store = Slow(open_store(url))
+    async with Dayjob(store, worker=False) as app, Dayjob(url, worker=False) as other:
+        handles = [await app.submit(name_of(name=str(number))) for number in range(3)]
+        for _ in range(MAX_ATTEMPTS + 1):
+            store.gate.clear()
+            store.claimed.clear()
+            async with app.worker() as worker:
+                await until(lambda: len(store.claimed) == 3)
+                stopping = asyncio.create_task(worker.stop())
+                await turns()
+                store.gate.set()
+                await stopping
+            found = [(run.status, run.worker, run.attempts) for run in await app.runs()]
+            assert found == [(Status.QUEUED, None, 0)] * 3
+        other.jobs[name_of.name] = name_of
+        async with other.worker():
+            assert [await handle.result(20) for handle in handles] == ["0", "1", "2"]
+    await store.store.close()
+
+
+async def test_a_claim_that_never_ends_does_not_hold_up_the_end_of_its_worker(url: str) -> None:
+    store = Slow(open_store(url))
+    async with Dayjob(store, worker=False) as app:
+        handle = await app.submit(name_of(name="Ann"))
+        async with app.worker(grace_seconds=0.05) as worker:
+            await until(lambda: store.claimed)
+            async with asyncio.timeout(15):
+                await worker.stop()
+        record = await app.get(handle.id)
+        assert (record.status, record.worker, record.attempts) == (Status.QUEUED, None, 0)
+    await store.store.close()
 
 
 async def test_no_more_runs_are_worked_on_at_a_time_than_was_said(url: str) -> None:
@@ -170,6 +220,66 @@ async def test_a_long_journal_stays_warm_for_a_while_and_then_leaves(url: str) -
             assert await cooled.result(20) == "later"
 
 
+async def test_as_many_sync_steps_run_side_by_side_as_runs(url: str) -> None:
+    together = threading.Barrier(40)
+
+    @job
+    async def meeting(run: Run) -> int:
+        return int(await run.step(together.wait, 20))
+
+    async with Dayjob(url) as app:
+        handles = [await app.submit(meeting()) for _ in range(40)]
+        numbers = await asyncio.gather(*(handle.result(30) for handle in handles))
+        assert sorted(numbers) == list(range(40))
+
+
+async def test_steps_that_hang_in_threads_do_not_hold_up_the_end_of_their_worker(url: str) -> None:
+    gate = threading.Event()
+    came: list[int] = []
+
+    def hang(number: int) -> None:
+        came.append(number)
+        gate.wait(60)
+
+    @job
+    async def hanging(run: Run, number: int) -> None:
+        await run.step(hang, number)
+
+    try:
+        async with Dayjob(url, worker=False) as app:
+            async with app.worker(grace_seconds=0.05) as worker:
+                for number in range(40):
+                    await app.submit(hanging(number=number))
+                await until(lambda: len(came) == 40)
+                async with asyncio.timeout(15):
+                    await worker.stop(drain_seconds=0.05)
+            assert {run.status for run in await app.runs()} == {Status.QUEUED}
+    finally:
+        gate.set()
+
+
+def test_a_process_with_a_step_that_hangs_in_a_thread_can_still_end(url: str, tmp_path: Path) -> None:
+    script = tmp_path / "hanging.py"
+    script.write_text(
+        "import asyncio, sys, threading, time\nfrom dayjob import Dayjob, Run, job\n"
+        "came = threading.Event()\n"
+        "def hang():\n    came.set()\n    time.sleep(600)\n"
+        "@job\nasync def hanging(run: Run) -> None:\n    await run.step(hang)\n"
+        "async def main():\n"
+        "    async with Dayjob(sys.argv[1], worker=False) as app:\n"
+        "        async with app.worker(grace_seconds=0.05) as worker:\n"
+        "            await app.submit(hanging())\n"
+        "            await asyncio.to_thread(came.wait, 30)\n"
+        "            await worker.stop(0.05)\n"
+        "asyncio.run(main())\n"
+        "print('ended')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.returncode) == ("ended\n", 0), done.stderr
+
+
 DEADLY = """
 import asyncio, os, sys
 from dayjob import Dayjob, Run, job
@@ -178,12 +288,20 @@ from dayjob import Dayjob, Run, job
 async def deadly(run: Run) -> None:
     os._exit(9)
 
+def die() -> None:
+    os._exit(9)
+
+@job
+async def deadly_in_the_end(run: Run) -> None:
+    await run.defer(die)
+    raise ValueError("x")
+
 @job
 async def harmless(run: Run) -> str:
     return "harmless"
 
 async def main(url: str) -> None:
-    async with Dayjob(url, jobs=[deadly, harmless]):
+    async with Dayjob(url, jobs=[deadly, deadly_in_the_end, harmless]):
         await asyncio.sleep(20)
 
 if __name__ == "__main__":
@@ -205,6 +323,22 @@ async def test_a_run_that_kills_every_process_that_takes_it_ends_as_poison(url: 
             with pytest.raises(RunFailed, match="poison: 3 workers died while they held it"):
                 await handle.result(20)
             assert await bystander.result(20) == "harmless"
+
+
+async def test_a_run_whose_deferred_function_kills_every_process_ends_with_its_own_error(
+    url: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "deadly_work.py"
+    await asyncio.to_thread(script.write_text, DEADLY)
+    _, jobs = load(str(script))
+    async with Dayjob(url, worker=False) as app:
+        handle = await app.submit(jobs["deadly_in_the_end"]())
+        for _ in range(4):  # the first has finished a step, the one that says what is deferred
+            died = await asyncio.create_subprocess_exec(sys.executable, str(script), url)
+            assert await died.wait() == 9
+        async with app.worker():
+            with pytest.raises(RunFailed, match="ValueError: x; what was left to do at its end was skipped"):
+                await handle.result(20)
 
 
 # --- a store that fails --------------------------------------------------------------------------------

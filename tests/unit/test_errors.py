@@ -5,11 +5,20 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
+from datetime import timedelta
 
 import pytest
 
 from dayjob import errors
-from dayjob.errors import DayjobError, ModelError, ModelRateLimited, RunEnded, RunFailed, StepError
+from dayjob.errors import (
+    DayjobError,
+    ModelError,
+    ModelRateLimited,
+    RunEnded,
+    RunFailed,
+    StepError,
+    step_error_of,
+)
 
 
 def drawn() -> dict[str, str | None]:
@@ -48,6 +57,29 @@ def test_every_error_has_a_sentence_as_its_default_message(error: type[DayjobErr
 def test_a_step_error_shows_the_original_type_and_text() -> None:
     assert str(StepError("ValueError", "no such order")) == "ValueError: no such order"
     assert str(StepError("KeyboardInterrupt", "")) == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (2, 2.0),
+        ("30", 30.0),
+        (timedelta(minutes=1), 60.0),
+        ("soon", None),
+        ("nan", None),
+        (-1, None),
+        (float("inf"), None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_however_an_error_says_when_to_try_again_it_is_seconds_or_nothing(
+    given: object, seconds: float | None
+) -> None:
+    problem = ValueError("slow down")
+    problem.retry_after = given  # type: ignore[attr-defined]
+    assert step_error_of(problem, "a").retry_after == seconds
+    assert step_error_of(StepError("Busy", "", retry_after=given), "a").retry_after == seconds  # type: ignore[arg-type]
 
 
 def test_model_errors_say_whether_to_try_again() -> None:

@@ -127,9 +127,12 @@ def test_an_unused_row_of_another_version_is_found_when_the_ordinals_have_shifte
 
 def test_attempts_go_on_after_those_that_were_superseded() -> None:
     made = journal()
-    made.load(Loaded("in_progress", None, None, 0, [], [], [], {"a": 3}, {"a": 2}, 7))  # type: ignore[arg-type]
+    errors = [error_bytes(StepError("Busy", str(number)), retried=True) for number in (1, 2)]
+    made.load(Loaded("in_progress", None, None, 0, [], [], [], {"a": 3}, {"a": errors}, 7))  # type: ignore[arg-type]
     row = made.row("", "a", "a", Kind.CALL, Outcome.VALUE, 99.0)
-    assert (row.attempt, row.seq, made.retries_of("a"), made.retries_of("b")) == (4, 8, 2, 0)
+    assert (row.attempt, row.seq) == (4, 8)
+    assert [(error.message, error.step) for error in made.retries_of("a")] == [("1", "a"), ("2", "a")]
+    assert made.retries_of("b") == []
 
 
 def test_an_error_reads_back_as_the_job_saw_it() -> None:

@@ -8,7 +8,7 @@ from itertools import takewhile
 import pytest
 
 from dayjob.errors import StepError
-from dayjob.retry import MODEL_RETRY, NO_RETRY, Again, Retry, RetryPolicy
+from dayjob.retry import MODEL_RETRY, NO_RETRY, Again, Retry, RetryPolicy, decide
 
 LATER = StepError("Busy", "try again", retryable=True)
 NEVER = StepError("Wrong", "no use", retryable=False)
@@ -69,6 +69,29 @@ def test_any_function_is_a_policy_and_may_go_another_way() -> None:
     assert again is not None
     assert (again.delay, again.instead) == (0.0, other)
     assert policy(2, NEVER) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (lambda attempt, error: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda attempt, error: True, "InputError: expected Again or None, got bool"),
+        (lambda attempt, error: Again("5"), "InputError: delay: expected seconds, got '5'"),
+        (lambda attempt, error: Again(float("nan")), "InputError: delay: expected seconds, got nan"),
+        (lambda attempt, error: Again(instead=3), "InputError: instead: expected a function, got int"),
+        (Retry(attempts="3"), "TypeError: "),  # type: ignore[arg-type]
+    ],
+)
+def test_a_policy_that_is_wrong_is_the_error_of_its_step_and_stops_it(policy: RetryPolicy, said: str) -> None:
+    again, error = decide(policy, 1, StepError("Busy", "later", step="a/b"))
+    assert (again, error.type, error.step) == (None, "RetryPolicyFailed", "a/b")
+    assert error.message.startswith(f"its retry policy: {said}")
+    assert error.message.endswith("(while it was asked about Busy: later)")
+
+
+def test_a_policy_that_decides_leaves_the_error_as_it_is() -> None:
+    assert decide(Retry(delay=2), 1, LATER) == (Again(2), LATER)
+    assert decide(NO_RETRY, 1, LATER) == (None, LATER)
 
 
 def test_policies_are_values() -> None:

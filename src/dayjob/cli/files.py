@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from dayjob.errors import InputError, UnknownJob
+from dayjob.errors import InputError, UnknownJob, text_of
 from dayjob.jobs import Job, Request
 from dayjob.models import open_model
 from dayjob.runs import RunRecord
@@ -82,7 +82,7 @@ def _imported(path: Path) -> ModuleType:
     except (Exception, SystemExit) as problem:  # whatever the user's file does
         frames = traceback.extract_tb(problem.__traceback__)
         line = next((f":{frame.lineno}" for frame in reversed(frames) if frame.filename == str(path)), "")
-        what = f"{type(problem).__name__}: {problem} (the traceback: {DEBUG}=1)"
+        what = f"{type(problem).__name__}: {text_of(problem)} (the traceback: {DEBUG}=1)"
         raise InputError(f"{path}{line}: cannot be imported: {what}") from problem
 
 

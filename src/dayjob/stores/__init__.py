@@ -69,6 +69,7 @@ class WorkerRecord(NamedTuple):
 class Wanted(NamedTuple):
     """What a worker can take: up to `limit` runs of these queues and jobs.
 
+    `only` is one run: it and its family are taken, whatever their queue, and no other.
     `versions` are the versions that it may continue, by job, besides runs that never started.
     `alone` allows one suspect run, by itself.
     """
@@ -93,7 +94,7 @@ class Loaded:
     """What the store knows of a held run at one moment: every answer recorded up to `wakes`.
 
     `steps` is None when only answers were asked for. `attempts` gives the last attempt by key of
-    superseded rows, `retried` how many of those were retries.
+    superseded rows, `retried` the errors of those that were retries, in order.
     """
 
     status: Status
@@ -104,7 +105,7 @@ class Loaded:
     inbox: list[InboxItem]
     steps: list[StepRecord] | None = None
     attempts: dict[str, int] = field(default_factory=dict)
-    retried: dict[str, int] = field(default_factory=dict)
+    retried: dict[str, list[bytes]] = field(default_factory=dict)
     last_seq: int = 0
     effects: list[StepRecord] = field(default_factory=list)
     """The calls that change something, superseded ones too, in the order of their attempts."""

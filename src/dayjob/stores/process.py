@@ -9,12 +9,19 @@ from pathlib import Path
 
 @lru_cache(maxsize=1)
 def this_host() -> tuple[str, str]:
-    """This host's name and the id of its boot; after a reboot no process is the one it was."""
+    """This host's name, and the ids of its boot and of the namespace in which process ids are counted.
+
+    After a reboot no process is the one it was; those of another container cannot be seen from here.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        boot = ""
-    return socket.gethostname(), boot
+        return socket.gethostname(), ""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return socket.gethostname(), f"{boot} {namespace}"
 
 
 def start_of(pid: int) -> str | None:
@@ -29,10 +36,14 @@ def start_of(pid: int) -> str | None:
 
 
 def is_gone(host: str, boot: str, pid: int, start: str) -> bool:
-    """Whether a process certainly no longer runs. A process of another host is never certain."""
+    """Whether a process certainly no longer runs; never certain of one of another host or container."""
     if not boot or host != this_host()[0]:
         return False
-    if boot != this_host()[1]:
+    boot, _, namespace = boot.partition(" ")
+    booted, _, visible = this_host()[1].partition(" ")
+    if boot != booted:
         return True
+    if namespace != visible:
+        return False
     now = start_of(pid)
     return now is None or (now != "" and start != "" and now != start)

@@ -5,7 +5,6 @@ Here are the verbs that write; `SQLiteReads` has those that read.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 import threading
@@ -31,6 +30,7 @@ from dayjob.stores.sqlite_file import MIGRATIONS
 from dayjob.stores.sqlite_reads import SQLiteReads, load
 from dayjob.stores.sqlite_rows import CLAIMABLE, ENDED, HELD, PARKED, RUN_FIELDS, input_of, insert_run, run_of
 from dayjob.stores.writer import INSERT_STEP, FairLock, Writer, step_values, translated
+from dayjob.threads import in_a_thread
 
 _KEEP_MESSAGE = "INSERT INTO messages (home, hash, bytes) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _REMEMBER = """
@@ -79,7 +79,7 @@ class SQLiteStore(SQLiteReads):
         self._beater_list: list[_Beater] = []
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self.close_now)
+        await in_a_thread(self.close_now)
 
     def close_now(self) -> None:
         """Writes what is queued and closes every connection."""
@@ -170,13 +170,17 @@ class SQLiteStore(SQLiteReads):
         return await self._writer.run(transaction)
 
     async def register(self, worker: WorkerRecord) -> None:
-        """Announces a worker and the versions of its jobs; the order of versions is that of first sight."""
+        """Announces a worker, its lease and the versions of its jobs, or what of them is new.
+
+        The order of versions is that of first sight.
+        """
 
         def transaction(connection: sqlite3.Connection) -> None:
             now = self._clock()
             connection.execute(
                 "INSERT INTO workers (id, host, boot, pid, start, queues, jobs, beat, lease, started) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET jobs = excluded.jobs",
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+                "SET jobs = excluded.jobs, lease = excluded.lease",
                 (worker.id, worker.host, worker.boot, worker.pid, worker.start, json.dumps(list(worker.queues)),
                  json.dumps(dict(worker.jobs)), now, worker.lease, now),
             )  # fmt: skip
@@ -192,8 +196,17 @@ class SQLiteStore(SQLiteReads):
         await self._writer.run(transaction)
 
     async def retire(self, worker: str) -> None:
-        """Takes a worker that stopped in good order off the list."""
-        await self._execute("DELETE FROM workers WHERE id = ?", (worker,))
+        """Takes a worker that stopped in good order off the list; what it still holds is queued again, as it is."""
+
+        def transaction(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE runs SET worker = NULL, epoch = epoch + 1, "
+                "status = CASE status WHEN 'in_progress' THEN 'queued' ELSE status END WHERE worker = ?",
+                (worker,),
+            )
+            connection.execute("DELETE FROM workers WHERE id = ?", (worker,))
+
+        await self._writer.run(transaction)
 
     async def claim(self, wanted: Wanted) -> list[tuple[RunRecord, Loaded | None]]:
         """Takes up to `limit` runs, each with a raised epoch, most urgent first, then oldest first.
@@ -211,22 +224,18 @@ class SQLiteStore(SQLiteReads):
             values += [job, wanted.current[job], *versions]
         if not conditions:
             return []
-        queues = ", ".join("?" * len(wanted.queues))
+        if wanted.only is None:
+            where, places = f"queue IN ({', '.join('?' * len(wanted.queues))})", list(wanted.queues)
+        else:  # who asks for one run means it, whatever queue it is in
+            where, places = "home = (SELECT home FROM runs WHERE id = ?)", [wanted.only]
         statement = (
             "SELECT home, id, job, attempts FROM runs "
-            f"WHERE {CLAIMABLE} AND queue IN ({queues}) AND (attempts < 2 OR {wanted.alone:d}) "
+            f"WHERE {CLAIMABLE} AND {where} AND (attempts < 2 OR {wanted.alone:d}) "
             "AND EXISTS (SELECT 1 FROM workers WHERE id = ? AND dead = 0) "
             f"AND ({' OR '.join(conditions)}) "
-            f"{'AND home = (SELECT home FROM runs WHERE id = ?) ' if wanted.only else ''}"
             "ORDER BY priority DESC, id LIMIT ?"
         )
-        values = [
-            *wanted.queues,
-            wanted.worker,
-            *values,
-            *([wanted.only] if wanted.only else []),
-            str(wanted.limit),
-        ]
+        values = [*places, wanted.worker, *values, str(wanted.limit)]
 
         def transaction(connection: sqlite3.Connection) -> list[tuple[RunRecord, Loaded | None]]:
             found = connection.execute(statement, values).fetchall()
@@ -409,6 +418,8 @@ class SQLiteStore(SQLiteReads):
             if not connection.execute(
                 "UPDATE runs SET status = 'queued', outcome = NULL, reason = NULL, error = NULL, output = NULL, "
                 "ended = NULL, attempts = 0, worker = NULL, epoch = epoch + 1, wakes = wakes + 1, changed = ?, "
+                "admitted = admitted OR NOT EXISTS (SELECT 1 FROM runs AS other WHERE other.thread = runs.thread "
+                f"AND other.admitted = 1 AND other.status NOT IN {ENDED}), "
                 "next_run = NULL, dollars = NULL, input_tokens = NULL, output_tokens = NULL, steps = NULL "
                 f"WHERE home = ? AND id = ? AND status IN {ENDED}",
                 (changed, home, run),

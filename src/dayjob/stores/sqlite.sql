@@ -173,7 +173,7 @@ CREATE TABLE memory (
 CREATE TABLE workers (
     id      TEXT    NOT NULL PRIMARY KEY,
     host    TEXT    NOT NULL,
-    boot    TEXT    NOT NULL,                   -- a process is this host, boot, pid and start
+    boot    TEXT    NOT NULL,                   -- and pid namespace; a process is this host, boot, pid and start
     pid     INTEGER NOT NULL,
     start   TEXT    NOT NULL,
     queues  BLOB    NOT NULL,

@@ -137,21 +137,23 @@ def bury_dead_workers(connection: sqlite3.Connection, now: float) -> list[str]:
 
 
 def take_over(connection: sqlite3.Connection, now: float, max_attempts: int) -> tuple[list[str], list[str]]:
-    """Puts the runs of dead workers back into the queue; those that keep killing workers fail."""
+    """Puts the runs of dead workers back into the queue; those that keep killing workers end.
+
+    One that was ending already ends as it was to, without what was left to do.
+    """
     taken_over, poisoned = [], []
     orphans = connection.execute(
-        "SELECT home, id, epoch, wakes, status, "
+        "SELECT home, id, epoch, wakes, status, outcome, reason, "
         "(SELECT coalesce(max(seq), 0) FROM steps WHERE run = runs.id AND seq IS NOT NULL) > claimed_seq, "
         "attempts FROM runs "
         f"WHERE worker IN (SELECT DISTINCT worker FROM runs WHERE worker IS NOT NULL AND worker NOT IN "
         f"(SELECT id FROM workers WHERE dead = 0)) AND status IN {HELD}"
     ).fetchall()
-    for home, id, epoch, wakes, status, progressed, attempts in orphans:
+    for home, id, epoch, wakes, status, outcome, reason, progressed, attempts in orphans:
         attempts = 0 if progressed else attempts + 1
-        if attempts >= max_attempts and status == Status.IN_PROGRESS:
-            text = f"poison: {attempts} workers died while they held it, without one finished step between"
-            error = json.dumps({"type": "Poison", "message": text, "retryable": False}).encode()
-            settle(connection, now, home, id, epoch, wakes, End(Status.FAILED, text, None, error), None)
+        if attempts >= max_attempts:
+            end = _poisoned(status, outcome, reason, attempts)
+            settle(connection, now, home, id, epoch, wakes, end, None)
             poisoned.append(id)
             continue
         connection.execute(
@@ -161,6 +163,16 @@ def take_over(connection: sqlite3.Connection, now: float, max_attempts: int) -> 
         )
         taken_over.append(id)
     return taken_over, poisoned
+
+
+def _poisoned(status: str, outcome: str | None, reason: str | None, attempts: int) -> End:
+    """The end of a run that keeps killing workers."""
+    text = f"poison: {attempts} workers died while they held it, without one finished step between"
+    if status == Status.IN_PROGRESS:
+        error = json.dumps({"type": "Poison", "message": text, "retryable": False}).encode()
+        return End(Status.FAILED, text, None, error)
+    left = f"what was left to do at its end was skipped ({text})"
+    return End(Status(outcome or Status.CANCELLED), f"{reason}; {left}" if reason else left)
 
 
 def warn_of_deadlines(connection: sqlite3.Connection, now: float) -> list[tuple[str, str, float]]:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from dayjob.errors import ForeignStore, InputError, StoreTooNew, StoreUnavailable
 from dayjob.stores.writer import translated
@@ -94,8 +94,10 @@ def path_of(url: str) -> str:
 
 def _parse(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
-    path = parts.path[1:]
-    if parts.netloc or not path or path == ":memory:":
+    path = unquote(parts.path[1:])
+    if parts.fragment:
+        raise InputError(f'store: {url!r}: a "#" in a path is written %23, a "?" %3F, a "%" %25')
+    if parts.netloc or not path or path == ":memory:" or "\0" in path:
         raise InputError(
             f"store: {url!r} names no file; expected sqlite:///path (relative) or sqlite:////path (absolute)"
         )

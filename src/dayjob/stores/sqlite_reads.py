@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from dayjob.errors import StoreUnavailable
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
 from dayjob.stores import InboxItem, Loaded, WorkerRecord
 from dayjob.stores.sqlite_file import MIGRATIONS, SQLiteFile
@@ -68,8 +69,10 @@ class SQLiteReads:
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="dayjob-reader")
         self._local = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []
+        self._closed = False
 
     def _close_readers(self) -> None:
+        self._closed = True
         self._readers.shutdown()
         for connection in self._reader_connections:
             connection.close()
@@ -87,6 +90,8 @@ class SQLiteReads:
             except sqlite3.DatabaseError as problem:
                 raise translated(problem, self.path) from None
 
+        if self._closed:
+            raise StoreUnavailable(f"{self.path}: the store is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, run)
 
     async def adoptable(self, jobs: Mapping[str, str]) -> dict[str, list[str]]:
@@ -390,13 +395,13 @@ def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run
     }
     if done:  # the query looks at the scope itself; here at those further up, across joins
         loaded.steps = [row for row in loaded.steps if done.isdisjoint(_ancestors(row.key))]
-    for key, attempt, retried in connection.execute(
-        "SELECT key, attempt, json_extract(error, '$.retried') FROM steps "
+    for key, attempt, error, retried in connection.execute(
+        "SELECT key, attempt, error, json_extract(error, '$.retried') FROM steps "
         "WHERE home = ? AND run = ? AND outcome = 'superseded' ORDER BY key, attempt",
         (home, run),
     ):
         loaded.attempts[key] = attempt
-        loaded.retried[key] = loaded.retried.get(key, 0) + 1 if retried else 0
+        loaded.retried[key] = [*loaded.retried.get(key, ()), error] if retried else []
     loaded.effects = [
         step_of(row)
         for row in connection.execute(

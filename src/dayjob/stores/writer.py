@@ -135,6 +135,7 @@ class Writer:
         self._queue: queue.SimpleQueue[Entry | Verb | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = FairLock(path)
+        self._checkpoint_lock = FairLock(path)  # a lock of its own: threads that share one are not kept apart
         self._unchecked_bytes = 0
         self._checkpoint_due = threading.Event()
         self._closed = False
@@ -168,6 +169,7 @@ class Writer:
         self._checkpoint_due.set()
         self._checkpointer.join(timeout=30)
         self._lock.close()
+        self._checkpoint_lock.close()
 
     def _work(self) -> None:
         connection: sqlite3.Connection | None = None
@@ -324,7 +326,7 @@ class Writer:
                 connection = connection or self._connect()
                 _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 if pages > RESTART_PAGES and not self._closed:
-                    with self._lock:
+                    with self._checkpoint_lock:
                         connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
             except (StoreError, sqlite3.Error) as problem:
                 self._on_trouble(translated(problem, self._path))
