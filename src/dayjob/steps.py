@@ -481,7 +481,7 @@ class Steps:
     ) -> StepError:
         """Any exception as the one error that steps raise; `timeout` is what the step took longer than, if it did."""
         if isinstance(problem, TimeoutError) and timeout is not None:
-            return StepError("Timeout", f"{name!r} took longer than {timeout:g} s", True, step=key)
+            return StepError("Timeout", f"step {name!r} took longer than {timeout:g} s", True, step=key)
         if isinstance(problem, InputError):
             return StepError("InvalidResult", f"step {name!r}: {problem}", step=key)
         return step_error_of(problem, key)
