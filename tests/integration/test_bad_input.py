@@ -250,7 +250,7 @@ async def test_an_answer_that_is_taken_can_be_read(
         ("sqlite:///:memory:", InputError, "names no file"),
         ("sqlite://host/path", InputError, "names no file"),
         ("sqlite:///x.db?synchronous=never", InputError, "the only option is synchronous"),
-        ("sqlite:///runs#1.db", InputError, "a \"#\" in a path is written %23"),
+        ("sqlite:///runs#1.db", InputError, 'a "#" in a path is written %23'),
         ("sqlite:///x%00.db", InputError, "names no file"),
     ],
 )
