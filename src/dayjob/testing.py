@@ -333,6 +333,7 @@ class CrashLab:
             await _cancelled(over)
             return None
         await _cancelled(died)
+        mortal.death = None  # the run is over: what the worker writes while it leaves is no part of the trial
         self._dismiss(worker, mortal)
         return await over
 
@@ -382,8 +383,9 @@ class CrashLab:
             if time.monotonic() > deadline:
                 raise TimeoutError(await self._described(record))
             wait = POLL_SECONDS if trial.outside is not None else 10 * POLL_SECONDS
-            with suppress(TimeoutError):
-                await asyncio.wait_for(trial.news.wait(), wait)
+            with suppress(TimeoutError):  # wait_for could swallow the cancellation that ends this look-out
+                async with asyncio.timeout(wait):
+                    await trial.news.wait()
 
     async def _described(self, record: RunRecord) -> str:
         steps = await self.store.steps(record.id)
