@@ -32,7 +32,7 @@ from dayjob.models import Model
 from dayjob.models.scripted import Delay as Delay
 from dayjob.models.scripted import Scripted as Scripted
 from dayjob.runs import RunRecord, Status, StepRecord, new_id
-from dayjob.stores import Beat, Entry, Held, Loaded, Wanted, WorkerRecord, open_store
+from dayjob.stores import Beat, Entry, Held, Loaded, Reservation, Reserved, Wanted, WorkerRecord, open_store
 from dayjob.worker import Worker
 
 POLL_SECONDS = 0.005
@@ -143,6 +143,10 @@ class MortalStore:
 
     async def release(self, home: str, run: str, epoch: int, pin: str | None = None) -> None:
         await self._write(self.store.release, home, run, epoch, pin)
+
+    async def reserve(self, reservation: Reservation) -> Reserved:
+        reserved: Reserved = await self._write(self.store.reserve, reservation)
+        return reserved
 
     async def unwind(self, *identity_and_end: Any) -> Held:
         held: Held = await self._write(self.store.unwind, *identity_and_end)

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
-from dayjob.stores import InboxItem, Loaded, WorkerRecord
+from dayjob.stores import BudgetRecord, InboxItem, Loaded, WorkerRecord
+from dayjob.stores.sqlite_budgets import read_budget
 from dayjob.stores.sqlite_file import MIGRATIONS, SQLiteFile
 from dayjob.stores.sqlite_rows import ENDED, RUN_FIELDS, STEP_FIELDS, input_of, run_of, step_of
 from dayjob.stores.writer import STEP_COLUMNS, translated
@@ -294,6 +295,10 @@ class SQLiteReads:
             }
 
         return await self._read(query)
+
+    async def budget(self, home: str, run: str) -> BudgetRecord | None:
+        """What may be spent and is spent; None for a run without limits of its own."""
+        return await self._read(lambda c: read_budget(c, home, run))
 
     async def workers(self) -> list[WorkerRecord]:
         return await self._read(
