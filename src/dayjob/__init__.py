@@ -11,6 +11,7 @@ from dayjob.errors import (
     StepError,
 )
 from dayjob.jobs import job
+from dayjob.limits import Limits
 from dayjob.retry import Again, Retry
 from dayjob.run import Run
 from dayjob.runs import Status
@@ -22,6 +23,7 @@ __all__ = [
     "DayjobError",
     "Handle",
     "InputError",
+    "Limits",
     "Retry",
     "Run",
     "RunCancelled",

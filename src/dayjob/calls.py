@@ -12,6 +12,7 @@ from dayjob.journal import Scope, error_bytes
 from dayjob.retry import RetryPolicy
 from dayjob.runs import Kind, Outcome
 from dayjob.shapes import Shape, shape_of
+from dayjob.spending import hold_step
 from dayjob.steps import Steps, awaited, cancellings, never
 from dayjob.values import canonical, decode, within_limit
 
@@ -33,6 +34,7 @@ async def call(
     attempt = journal.retries_of(key)
     while True:
         attempt += 1
+        held = None if run.keeper.budget is None else await hold_step(run, key)
         started = journal.clock()
         if run.keeper.events.active:
             run.keeper.events.emit(
@@ -51,6 +53,8 @@ async def call(
             value = decode(data, shape.returns)
         except asyncio.CancelledError:
             if scope.closed or cancellings() > before:
+                if held is not None:
+                    held.spend_all()
                 run.record_cancelled(key, name, Kind.CALL, started, fingerprint, input)
                 raise
             error = StepError("CancelledError", f"step {name!r} cancelled itself", step=key)
@@ -65,7 +69,7 @@ async def call(
             error=None if error is None else journal.redact(error_bytes(error, retried=again is not None)),
         )  # fmt: skip
         row.code = shape.code
-        await run.commit(row)
+        await (run.commit(row) if held is None else held.commit(row))
         if error is None:
             return value
         if again is None:

@@ -14,8 +14,10 @@ from dayjob.errors import DayjobError, InputError, StepError, StoreError
 from dayjob.events import Events
 from dayjob.jobs import Request
 from dayjob.journal import Journal, Scope, error_bytes, stored_error
+from dayjob.limits import Budget, Reached
 from dayjob.models import Model
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
+from dayjob.stores import End
 from dayjob.values import canonical, decode, digest, encode
 
 T = TypeVar("T")
@@ -39,6 +41,8 @@ class Keeper(Protocol):
     ending: bool
     busy: int
     inbox: dict[str, list[Any]]
+    budget: Budget | None
+    end: End | None
 
     def valid(self, now: float) -> bool: ...
     async def ready(self, scope: Scope) -> None: ...
@@ -56,6 +60,8 @@ class Keeper(Protocol):
     def defer(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
     def continue_as(self, request: Request) -> None: ...
     def expire(self, reason: str) -> None: ...
+    def stop_at_limit(self, reached: Reached) -> None: ...
+    def lose(self) -> None: ...
     def keep_old_version(self) -> None: ...
 
 
