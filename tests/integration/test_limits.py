@@ -151,7 +151,7 @@ async def test_workers_that_die_again_and_again_never_spend_more(
 ) -> None:
     chance = random.Random(moment)
     till = Till(11, faulty=True)
-    deaths = [Death(chance.randint(100, 300), moment) for _ in range(6)]
+    deaths = [Death(chance.randint(200, 400), moment) for _ in range(5)]
     ended = await lab.run(
         job(branches=50, calls=20), jobs=[member], death=deaths, model=till, limits=Limits(dollars=1.0)
     )
