@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from dayjob import Dayjob
+
 
 async def until(condition: Callable[[], Any], seconds: float = 15.0, what: str = "") -> Any:
     """The first true value of a condition, sync or async. Raises AssertionError when it stays false."""
@@ -20,6 +22,10 @@ async def until(condition: Callable[[], Any], seconds: float = 15.0, what: str =
             return value
         assert time.monotonic() < deadline, f"after {seconds} s still not: {what or condition}"
         await asyncio.sleep(0.005)
+
+
+async def is_finished(app: Dayjob, run: str, key: str) -> bool:
+    return any(step.key == key and step.outcome for step in await app.steps(run))
 
 
 async def turns(count: int = 50) -> None:

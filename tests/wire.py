@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+PATIENCE_SECONDS = 20.0
 USAGE = {
     "prompt_tokens": 12,
     "completion_tokens": 5,
@@ -72,13 +73,13 @@ class Wire:
         await asyncio.gather(*self._open, return_exceptions=True)
         await self._server.wait_closed()
 
-    async def client_hung_up(self, within_seconds: float) -> None:
+    async def client_hung_up(self) -> None:
         """Waits until a client has closed its connection before the answer was complete."""
-        async with asyncio.timeout(within_seconds):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await self._hung_up.acquire()
 
-    async def request_arrived(self, within_seconds: float) -> None:
-        async with asyncio.timeout(within_seconds):
+    async def request_arrived(self) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await self._arrived.acquire()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

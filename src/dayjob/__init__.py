@@ -4,26 +4,30 @@ from dayjob.app import Dayjob, Handle
 from dayjob.errors import (
     DayjobError,
     InputError,
+    NotDone,
     RunCancelled,
     RunExpired,
     RunFailed,
     RunIncomplete,
     StepError,
+    Unknown,
 )
 from dayjob.jobs import job
 from dayjob.limits import Limits
 from dayjob.retry import Again, Retry
 from dayjob.run import Run
 from dayjob.runs import Status
-from dayjob.tools import tool
+from dayjob.tools import Call, tool
 
 __all__ = [
     "Again",
+    "Call",
     "Dayjob",
     "DayjobError",
     "Handle",
     "InputError",
     "Limits",
+    "NotDone",
     "Retry",
     "Run",
     "RunCancelled",
@@ -32,6 +36,7 @@ __all__ = [
     "RunIncomplete",
     "Status",
     "StepError",
+    "Unknown",
     "job",
     "tool",
 ]

@@ -301,7 +301,7 @@ class Dayjob:
         if action.schema:
             _check(action, orjson.loads(data))
         if not await self.store.answer(run_id, action_id, data, by, reason):
-            raise UnknownAction(f"{run_id}: {action_id!r} was answered meanwhile")
+            raise UnknownAction(f"{run_id}: {action_id!r} was answered meanwhile, or its time is up")
         self._poke(run_id)
 
     async def approve(self, run_id: str, action_id: str, by: str | None = None) -> None:

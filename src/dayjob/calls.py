@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from dayjob.errors import NotJSON, StepError, ValueTooLarge
-from dayjob.journal import Scope, error_bytes
+from dayjob.journal import WALKED, Scope, error_bytes
 from dayjob.retry import RetryPolicy
 from dayjob.runs import Kind, Outcome
 from dayjob.shapes import Shape, shape_of
@@ -17,18 +17,22 @@ from dayjob.steps import Steps, awaited, cancellings, never
 from dayjob.values import canonical, decode, within_limit
 
 
-async def call(
-    run: Steps,
-    key: str,
-    name: str,
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    shape: Shape,
-    input: bytes,
-    fingerprint: bytes,
-    retry: RetryPolicy,
-    timeout: float | None,
-) -> Any:
+class FunctionCall(NamedTuple):
+    """A call of a function as one step."""
+
+    key: str
+    name: str
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    shape: Shape
+    input: bytes
+    fingerprint: bytes
+    timeout: float | None
+
+
+async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> Any:
+    """Calls the function, again as often as the policy says; every try is a row."""
+    key, name, fn, args, shape, input, fingerprint, timeout = step
     await run.live()
     journal, scope = run.journal, run.scope
     attempt = journal.retries_of(key)
@@ -58,10 +62,12 @@ async def call(
                 run.record_cancelled(key, name, Kind.CALL, started, fingerprint, input)
                 raise
             error = StepError("CancelledError", f"step {name!r} cancelled itself", step=key)
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             error = run.step_error(key, name, problem, timeout)
         finally:
             run.keeper.busy -= 1
+        if scope.closed:
+            await never()
         again = retry(attempt, error) if error is not None else None
         outcome = Outcome.VALUE if error is None else Outcome.SUPERSEDED if again else Outcome.ERROR
         row = journal.row(
@@ -79,18 +85,9 @@ async def call(
             fn, shape = again.instead, shape_of(again.instead)
 
 
-async def call_scoped(
-    run: Steps,
-    key: str,
-    name: str,
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    shape: Shape,
-    input: bytes,
-    fingerprint: bytes,
-    timeout: float | None,
-) -> Any:
+async def call_scoped(run: Steps, step: FunctionCall) -> Any:
     """Calls a function with a scope of its own; a finished scope of this version is not entered again."""
+    key, name, fn, args, shape, input, fingerprint, timeout = step
     journal, keeper, scope = run.journal, run.keeper, run.scope
     row = await run.find(key, name, Kind.SCOPE, fingerprint)
     if row is not None and (run.is_settled(row) or row.outcome == Outcome.CANCELLED):
@@ -123,6 +120,8 @@ async def call_scoped(
         scope.path, key, name, Kind.SCOPE, Outcome.VALUE if error is None else Outcome.ERROR, started, fingerprint,
         input=input, value=data, error=None if error is None else journal.redact(error_bytes(error)),
     )  # fmt: skip
+    if inner.walked:
+        finished.version = WALKED
     scope.prompt = inner.prompt or scope.prompt
     scope.live = True
     await run.commit(finished)

@@ -11,6 +11,8 @@ DayjobError
 ├── NotJSON               a value cannot be stored as JSON
 ├── ValueTooLarge         a value is over the limit
 ├── StepError             a step failed; what a job catches
+├── NotDone               a tool says: it certainly did not happen
+├── Unknown               a tool says: it may have happened
 ├── RunEnded              the run has no result to give
 │   ├── RunFailed
 │   ├── RunCancelled
@@ -114,6 +116,23 @@ class StepError(DayjobError):
 
 def _rebuild_step_error(type: str, message: str, retryable: bool, step: str | None) -> StepError:
     return StepError(type, message, retryable, step=step)
+
+
+class NotDone(DayjobError):
+    """It certainly did not happen: nothing was sent, or the receiver said no before doing anything.
+
+    Raised by a tool that writes, or returned or raised by its `probe`. The model is told, and an equal
+    call may be made afresh, under a new key. An ordinary error leaves that open: then an equal call
+    keeps its key, so that a receiver can recognise it.
+    """
+
+
+class Unknown(DayjobError):
+    """It may have happened: the request was sent, and the answer got lost.
+
+    Raised by a tool that writes. The call keeps its key and is not made again before its outcome is
+    known: by the tool's `probe`, else a person is asked.
+    """
 
 
 class RunEnded(DayjobError):

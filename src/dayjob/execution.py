@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -27,7 +26,7 @@ from dayjob.limits import Budget, Reached
 from dayjob.models import Model, open_model
 from dayjob.run import Run, new_run
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
-from dayjob.steps import DUE, never, patiently
+from dayjob.steps import DUE, RETRY_SECONDS, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
 from dayjob.values import Redactor, encode
 
@@ -38,6 +37,10 @@ TIME_LIMIT = "#seconds"
 """The timer of the limit of seconds, among those of waiting steps."""
 LOOK_AGAIN_SECONDS = 60.0
 """A parked run that only memory can go on with is looked after so often: its worker may be dead."""
+
+
+async def _nobody(job: Job) -> None:
+    pass
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Services:
     valid_until: float = 0.0
     revive: Callable[[Execution], None] = lambda execution: None
     timer: Callable[[float], None] = lambda due: None
+    know: Callable[[Job], Awaitable[None]] = _nobody
     models: dict[str, Model] = field(default_factory=dict)
     budgets: WeakValueDictionary[str, Budget] = field(default_factory=WeakValueDictionary)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -114,7 +118,7 @@ class Execution:
         self._planned: End | None = None
         self._pin: str | None = None
         self._received: set[str] = set()
-        self._answers: dict[str, bytes] = {}
+        self._answers: dict[tuple[str, int], bytes] = {}
         self._waits: dict[str, tuple[StepRecord, list[tuple[asyncio.Future[Any], Scope]]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: dict[asyncio.Task[Any], Scope] = {}
@@ -348,22 +352,12 @@ class Execution:
         await self._stop_tasks()
         if self._defers:
             if end.status != Status.COMPLETED and self.record.status != Status.UNWINDING:
-                if await self._guarded(lambda: self.store.unwind(*self._identity(), end)) is Held.LOST:
-                    return self._drop(Left.LOST)
+                end = await self._until_guarded(self.store.unwind, end)
                 self.record.status = Status.UNWINDING
             await self._run_defers()
-            if self.lost:
-                return self._drop(Left.LOST)
-        while True:
-            held = await self._guarded(partial(self._settle, end))
-            if held is Held.LOST:
-                return self._drop(Left.LOST)
-            if held is Held.DONE:
-                break
-            loaded = await self._refresh()
-            if loaded is not None and loaded.status == Status.CANCELLING and end.status != Status.CANCELLED:
-                end = End(Status.CANCELLED, loaded.reason, end.output, end.error)
-                self.following = None
+        end = await self._until_guarded(self._settle, end)
+        if self.lost:
+            return self._drop(Left.LOST)
         self.record.status = end.status
         self.record.reason, self.record.output, self.record.error = (
             end.reason,
@@ -379,19 +373,32 @@ class Execution:
         )
         return self._drop(Left.SETTLED)
 
-    async def _settle(self, end: End) -> Held:
-        return await self.store.settle(*self._identity(), end, self.following)
+    async def _settle(self, home: str, run: str, epoch: int, wakes: int, end: End) -> Held:
+        following = self.following if end.status == Status.COMPLETED else None
+        return await self.store.settle(home, run, epoch, wakes, end, following)
+
+    async def _until_guarded(self, verb: Callable[..., Awaitable[Held]], end: End) -> End:
+        """Writes how the run ends, whatever wakes it meanwhile; a cancellation that came first wins."""
+        while await self._guarded(lambda *run, end=end: verb(*run, end)) is Held.WOKEN:
+            loaded = await self._refresh()
+            if loaded is not None and loaded.status == Status.CANCELLING and end.status != Status.CANCELLED:
+                end = End(Status.CANCELLED, loaded.reason, end.output, end.error)
+        return end
 
     def _identity(self) -> tuple[str, str, int, int]:
         return self.record.home, self.record.id, self.journal.epoch, self.wakes
 
-    async def _guarded(self, verb: Callable[[], Awaitable[Held]]) -> Held:
+    async def _guarded(self, verb: Callable[..., Awaitable[Held]]) -> Held:
         """A guarded change, tried until the store can do it or the run is lost."""
         while not self.lost:
             try:
-                return await verb()
+                held = await verb(*self._identity())
             except StoreError:
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if held is Held.LOST:
+                self.lose()
+            return held
         return Held.LOST
 
     async def _run_defers(self) -> None:
@@ -401,11 +408,21 @@ class Execution:
         task = asyncio.create_task(self._defer_all(scope))
         self._tasks[task] = scope
         scope.owner = task
-        lost = asyncio.create_task(self._until_lost())
         try:
-            await asyncio.wait({task, lost}, return_when=asyncio.FIRST_COMPLETED)
+            await self._see_through(task)
         finally:
-            lost.cancel()
+            scope.close()
+            task.cancel()
+
+    async def _see_through(self, task: asyncio.Task[Any]) -> None:
+        """Until the task is done or the run lost; what the task waits for may come from outside."""
+        task.add_done_callback(lambda _: self._changed.set())
+        while not task.done() and not self.lost:
+            await self._changed.wait()
+            self._changed.clear()
+            if self.poked:
+                self.poked = False
+                await self._refresh()
 
     async def _defer_all(self, scope: Scope) -> None:
         run = Run(self, scope)
@@ -414,11 +431,6 @@ class Execution:
                 await run.step(fn, *args)
             except StepError as error:
                 self.warn(error.step or DEFER_SCOPE, f"deferred function failed: {error}")
-
-    async def _until_lost(self) -> None:
-        while not self.lost:
-            await self._changed.wait()
-            self._changed.clear()
 
     # --- parking -------------------------------------------------------------------------------
 
@@ -436,10 +448,11 @@ class Execution:
             due = min(until, due or math.inf)
         self.dormant = True
         self._park_known.clear()
-        held = await self._guarded(lambda: self.store.park(*self._identity(), status, due))
+        held = await self._guarded(
+            lambda home, run, epoch, wakes: self.store.park(home, run, epoch, wakes, status, due)
+        )
         self._park_known.set()
         if held is Held.LOST:
-            self.lose()
             return None
         if held is Held.WOKEN:
             self._wake_up()
@@ -499,7 +512,7 @@ class Execution:
         try:
             loaded = await self.store.refresh(self.record.home, self.record.id, self.journal.epoch, None)
         except StoreError:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(RETRY_SECONDS)
             self.poked = True
             return None
         if loaded is None:
@@ -517,20 +530,21 @@ class Execution:
         self.wakes = loaded.wakes
         for row in loaded.answered:
             if row.answer is not None:
-                self._answers[row.key] = row.answer
+                self._answers[row.key, row.attempt] = row.answer
         for item in loaded.inbox:
             if item.id not in self._received:
                 self._received.add(item.id)
                 self.inbox.setdefault(item.name, []).append(item)
         now = self.services.clock()
         for row, waiters in list(self._waits.values()):
-            answer = self._answer_to(row, now) if waiters else None
+            waited_for = any(not future.done() for future, _ in waiters)
+            answer = self._answer_to(row, now) if waited_for else None
             if answer is not None:
                 self._deliver(row, answer)
 
     def _answer_to(self, row: StepRecord, now: float) -> Any:
-        if row.key in self._answers:
-            return self._answers[row.key]
+        if (row.key, row.attempt) in self._answers:
+            return self._answers[row.key, row.attempt]
         if row.kind == Kind.EVENT and self.inbox.get(row.name):
             return self.inbox[row.name].pop(0)
         return DUE if row.due is not None and row.due <= now else None
@@ -621,6 +635,9 @@ class Execution:
 
     def model_named(self, model: str | Model | None) -> Model:
         return self.services.model_named(model)
+
+    async def know(self, job: Job) -> None:
+        await patiently(lambda: self.services.know(job))
 
     def defer(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._defers.append((fn, args))

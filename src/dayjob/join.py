@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from dayjob.errors import NotJSON, StepError
-from dayjob.journal import Scope, error_bytes, escape, stored_error
+from dayjob.journal import WALKED, Scope, error_bytes, escape, stored_error
 from dayjob.runs import Kind, Outcome, StepRecord
 from dayjob.steps import Steps
 from dayjob.values import canonical, decode, digest
@@ -156,9 +156,9 @@ class Join:
         try:
             await Wait(self.decided)
         except asyncio.CancelledError:
+            self._close_losers()
             if scope.closed:
                 raise
-            self._close_losers()
             run.keeper.count(scope)
             if run.keeper.dormant:
                 await run.keeper.ready(scope)
@@ -215,6 +215,8 @@ class Join:
                 branch.started, branch.fingerprint, value=data,
                 error=None if error is None else journal.redact(error_bytes(error)),
             )  # fmt: skip
+            if scope.walked:
+                branch.row.version = WALKED
             journal.put((branch.row,))
             if keeper.events.active:
                 self.run.announce(branch.row)
@@ -269,6 +271,8 @@ class Join:
             run.scope.path, self.key, self.name, Kind.JOIN, Outcome.VALUE, self.started, self._fingerprint(),
             value=orjson.dumps(self.decision),
         )  # fmt: skip
+        if self.place.walked:
+            self.row.version = WALKED
         self.durable = run.journal.commit((*losers, self.row))
 
     def _loser_row(self, branch: Branch) -> StepRecord:

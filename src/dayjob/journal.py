@@ -25,6 +25,8 @@ from dayjob.values import Redactor
 
 DEFER_SCOPE = "#defer"
 """Where what was deferred is written: done at the end, whatever path led to it."""
+WALKED = ""
+"""The version on the row of a scope that every replay enters: no code's, so it is matched as another version's."""
 _ESCAPES = {"%": "%25", "/": "%2F", "#": "%23"}
 _nonces = itertools.count(int.from_bytes(os.urandom(6), "big") << 14)
 
@@ -34,7 +36,7 @@ class Scope:
 
     __slots__ = (
         "children", "closed", "counted", "current", "earlier", "live", "mine", "ordinals", "owner",
-        "parent", "path", "prefix", "prompt", "recorded", "source", "used",
+        "parent", "path", "prefix", "prompt", "recorded", "source", "used", "walked",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +61,7 @@ class Scope:
         self.owner: asyncio.Task[Any] | None = None
         self.closed = False
         self.counted = False
+        self.walked = False
         self.prompt: Prompt | None = None
         self.children: set[Scope] = set()
         if parent is not None:
@@ -70,6 +73,13 @@ class Scope:
         ordinal = self.ordinals.get(name, 0) + 1
         self.ordinals[name] = ordinal
         return f"{self.prefix}{escape(name)}#{ordinal}" if ordinal > 1 else self.prefix + escape(name)
+
+    def walk_always(self) -> None:
+        """Something in here stays in memory alone: a replay enters this scope, even once it is done."""
+        scope: Scope | None = self
+        while scope is not None:
+            scope.walked = True
+            scope = scope.parent
 
     def close(self) -> None:
         """From now on no call in this scope, or below it, returns or writes."""

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from dayjob.calls import call, call_scoped, encoded_arguments
+from dayjob.calls import FunctionCall, call_function, call_scoped, encoded_arguments
 from dayjob.errors import InputError, StepError
 from dayjob.jobs import Request
 from dayjob.join import Join
@@ -90,19 +90,17 @@ class Run(Steps):
         scope, journal = self.scope, self.journal
         try:
             input = journal.redact(encoded_arguments(name, args)) if args else b"[]"
-            fingerprint = digest(input)
+            call = FunctionCall(key, name, fn, args, shape, input, digest(input), timeout)
             if shape.takes_run:
                 if retry is not None:
                     raise InputError(
                         f"step {name!r}: retry= belongs to the steps inside a function that takes a Run"
                     )
-                return await call_scoped(self, key, name, fn, args, shape, input, fingerprint, timeout)
-            row = await self.find(key, name, Kind.CALL, fingerprint, shape.code)
+                return await call_scoped(self, call)
+            row = await self.find(key, name, Kind.CALL, call.fingerprint, shape.code)
             if row is not None:
                 return await self.replay(row, shape.returns)
-            return await call(
-                self, key, name, fn, args, shape, input, fingerprint, retry or NO_RETRY, timeout
-            )
+            return await call_function(self, call, retry or NO_RETRY)
         finally:
             scope.current = None
 
@@ -223,6 +221,7 @@ class Run(Steps):
         key = await self.begin(name)
         try:
             input = self.journal.redact(request.input)
+            await self.keeper.know(request.job)
             row = await self.find(key, name, Kind.RUN, digest(request.job.name.encode() + input))
             if row is None:
                 await self.live()
@@ -299,6 +298,7 @@ class Run(Steps):
     async def defer(self, fn: Callable[..., Any], *args: Any) -> None:
         """Has a function called once when the run ends, however it ends; the last deferred is called first."""
         await self.note_down("defer", {"function": shape_of(fn).name})
+        self.scope.walk_always()
         self.keeper.defer(fn, args)
 
     async def continue_as(self, request: Request) -> NoReturn:
@@ -307,6 +307,7 @@ class Run(Steps):
         The next run takes this one's place: its thread, its parent's wait, and `handle.result()`.
         """
         await self.begin("continue_as")
+        await self.live()
         self.keeper.continue_as(request)
         await never()
 

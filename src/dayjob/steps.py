@@ -12,7 +12,7 @@ import orjson
 
 from dayjob.errors import DayjobError, InputError, StepError, StoreError
 from dayjob.events import Events
-from dayjob.jobs import Request
+from dayjob.jobs import Job, Request
 from dayjob.journal import Journal, Scope, error_bytes, stored_error
 from dayjob.limits import Budget, Reached
 from dayjob.models import Model
@@ -23,6 +23,7 @@ from dayjob.values import canonical, decode, digest, encode
 T = TypeVar("T")
 
 RETRY_SECONDS = 0.2
+"""How soon a failing store is tried again."""
 MISSING: Any = object()
 CHANGED = "#changed"
 """The name of the action that asks what to do about changed code; no step's own name can hold a "#"."""
@@ -57,6 +58,7 @@ class Keeper(Protocol):
     def spawn(self, scope: Scope, body: Awaitable[None]) -> asyncio.Task[None]: ...
     def wait(self, scope: Scope, row: StepRecord) -> Awaitable[Any]: ...
     def stop_waiting(self, row: StepRecord) -> None: ...
+    async def know(self, job: Job) -> None: ...
     def defer(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
     def continue_as(self, request: Request) -> None: ...
     def expire(self, reason: str) -> None: ...
@@ -163,7 +165,7 @@ class Steps:
         at_stake = [
             row.key
             for row in doomed
-            if (row.kind in (Kind.ASK, Kind.EVENT) and row.outcome == Outcome.VALUE and row.name != CHANGED)
+            if (row.kind in (Kind.ASK, Kind.EVENT) and _is_answered(row) and row.name != CHANGED)
             or (row.kind == Kind.RUN and row.outcome is None)
         ]
         if at_stake and not self.keeper.ending:
@@ -227,7 +229,7 @@ class Steps:
                 None,
                 StepError("CancelledError", f"{name!r} cancelled itself", step=self.scope.path),
             )
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             return None, None, self.step_error(self.scope.path, name, problem, timeout)
 
     def is_settled(self, row: StepRecord) -> bool:
@@ -457,7 +459,9 @@ class Steps:
         except DayjobError as problem:
             raise StepError(type(problem).__name__, f"{what}: {problem}", step=self.scope.current) from None
 
-    def step_error(self, key: str, name: str, problem: Exception, timeout: float | None = None) -> StepError:
+    def step_error(
+        self, key: str, name: str, problem: BaseException, timeout: float | None = None
+    ) -> StepError:
         """Any exception as the one error that steps raise."""
         if isinstance(problem, StepError):
             return StepError(
@@ -476,6 +480,10 @@ class Steps:
             retry_after=getattr(problem, "retry_after", None),
             traceback="".join(traceback.format_exception(problem)),
         )
+
+
+def _is_answered(row: StepRecord) -> bool:
+    return row.outcome == Outcome.VALUE or (row.outcome is None and row.answer is not None)
 
 
 def cancellings() -> int:

@@ -8,16 +8,23 @@
             order_id: The id on the receipt, like "A-1042".
         '''
 
+    @tool(undo=cancel_refund, approve=lambda amount, **_: amount > 100)
+    async def refund(call: Call, order_id: str, amount: float) -> str:
+        ...
+
 The signature gives the JSON schema of the arguments, the docstring (Google, NumPy or reST) the
-words. Both are worked out on first use, so that decorating costs nothing.
+words. Both are worked out on first use, so that decorating costs nothing. The other options are the
+tool's contract: what may be done when a call of it failed, or nobody knows whether it did.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
+import math
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +42,7 @@ from typing import (
 )
 
 from dayjob.errors import InputError
+from dayjob.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from docstring_parser import Docstring
@@ -46,17 +54,60 @@ R = TypeVar("R")
 Effect = Literal["read", "idempotent", "write"]
 """What a tool does to the world: nothing, what may be done twice, what must not be."""
 
+Undo = Callable[["Call", Any], Any]
+Probe = Callable[["Call"], Any]
+
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of a tool, as the tool's function sees it when its first parameter is annotated `Call`.
+
+    `key` is the idempotency key: the same whenever this call is made again, in this process or after a
+    crash in another, so that a receiver can tell a repetition from a second wish.
+    """
+
+    key: str
+    run_id: str
+    step: str
+    attempt: int
+    tool: str
+    arguments: dict[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
 class Tool(Generic[P, R]):
-    """A function that a model may call. Called directly, it is the function itself."""
+    """A function that a model may call, and its contract. Called directly, it is the function itself.
+
+    effect        what it does to the world
+    undo          `undo(call, result)`: takes a finished call back
+    probe         `probe(call)`: what became of a call whose outcome is unknown: its result, `NotDone`
+                  (returned or raised), or None while that is still unknown
+    approve       whether a person is asked first: True, or a function of the arguments that says so
+    timeout       seconds
+    retry         a policy such as `Retry`, for reads and idempotent calls
+    concurrency   how many calls at a time
+    examples      dicts of arguments, shown to the model
+    unknown       exceptions that mean: it may have happened
+    key_lifetime  for how many seconds the receiver remembers `call.key`
+    external      the client does it: the function is never called
+    """
 
     fn: Callable[P, R]
     name: str
     effect: Effect = "write"
+    undo: Undo | None = None
+    probe: Probe | None = None
+    approve: bool | Callable[..., bool] = False
+    timeout: float | None = None
+    retry: RetryPolicy | None = None
+    concurrency: int | None = None
+    examples: Sequence[Mapping[str, Any]] = ()
+    unknown: tuple[type[Exception], ...] = ()
+    key_lifetime: float | None = None
+    external: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -66,6 +117,34 @@ class Tool(Generic[P, R]):
             )
         if self.effect not in get_args(Effect):
             raise InputError(f"{self.name}: effect={self.effect!r}: expected 'read', 'idempotent' or 'write'")
+        for option, fits, expected in self._expectations():
+            if not fits:
+                raise InputError(f"{self.name}: {option}={getattr(self, option)!r}: expected {expected}")
+        for option in ("undo", "probe", "unknown", "key_lifetime"):
+            if self.effect == "read" and getattr(self, option):
+                raise InputError(
+                    f"{self.name}: {option}= is for a tool that changes something; this one is a 'read'"
+                )
+        self._check_signature()
+
+    def _expectations(self) -> Iterator[tuple[str, bool, str]]:
+        yield "undo", self.undo is None or _takes(self.undo, 2), "a function undo(call, result)"
+        yield "probe", self.probe is None or _takes(self.probe, 1), "a function probe(call)"
+        plain = callable(self.approve) and not inspect.iscoroutinefunction(self.approve)
+        yield (
+            "approve",
+            isinstance(self.approve, bool) or plain,
+            "True, False, or a function of the arguments that is not async and returns one of them",
+        )
+        yield "timeout", _is_seconds(self.timeout), "seconds above 0"
+        yield "retry", self.retry is None or callable(self.retry), "a policy such as Retry(attempts=3)"
+        yield "concurrency", _is_count(self.concurrency), "a whole number from 1"
+        yield "examples", _are_mappings(self.examples), "a list of dicts of arguments"
+        yield "unknown", _are_exceptions(self.unknown), "a tuple of exception classes"
+        yield "key_lifetime", _is_seconds(self.key_lifetime), "seconds above 0"
+        yield "external", isinstance(self.external, bool), "True or False"
+
+    def _check_signature(self) -> None:
         for parameter in inspect.signature(self.fn).parameters.values():
             if parameter.kind not in _BY_NAME:
                 raise InputError(
@@ -77,8 +156,25 @@ class Tool(Generic[P, R]):
         return self.fn(*args, **kwargs)
 
     @cached_property
+    def wants_call(self) -> bool:
+        """Whether the function takes the `Call` before its arguments."""
+        first = next(iter(inspect.signature(self.fn).parameters.values()), None)
+        return first is not None and _is_call(first.annotation, _globals_of(self.fn))
+
+    def needs_approval(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a person is asked before a call with these arguments; the function's defaults count."""
+        if not callable(self.approve):
+            return self.approve
+        defaults = {
+            name: parameter.default
+            for name, parameter in self._parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        return bool(self.approve(**{**defaults, **arguments}))
+
+    @cached_property
     def description(self) -> str:
-        """What the docstring says before its sections: what the model reads."""
+        """What the docstring says before its sections."""
         return (self._docstring.description or "").strip()
 
     @cached_property
@@ -88,7 +184,7 @@ class Tool(Generic[P, R]):
             schema = self._arguments.json_schema(schema_generator=_schema_generator())
         schema.pop("title", None)
         documented = {each.arg_name: each.description for each in self._docstring.params}
-        for name, parameter in inspect.signature(self.fn).parameters.items():
+        for name, parameter in self._parameters.items():
             described = schema["properties"][name]
             if documented.get(name):
                 described.setdefault("description", documented[name])
@@ -98,10 +194,14 @@ class Tool(Generic[P, R]):
 
     @cached_property
     def definition(self) -> dict[str, Any]:
-        """The tool in the Chat Completions format."""
+        """The tool in the Chat Completions format: all that a model is told of it.
+
+        The examples stand in the description, since few models are shown a schema's own.
+        """
+        told = "\n\n".join(filter(None, [self.description, *map(self._example, self.examples)]))
         function: dict[str, Any] = {"name": self.name, "parameters": self.parameters}
-        if self.description:
-            function["description"] = self.description
+        if told:
+            function["description"] = told
         return {"type": "function", "function": function}
 
     def validate(self, arguments: str | bytes | Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +237,20 @@ class Tool(Generic[P, R]):
         from pydantic import TypeAdapter
 
         with _schema_errors_named(self.name):
-            return TypeAdapter(_typed_dict(self.name, _arguments_of(self.fn, self.name)))
+            return TypeAdapter(_typed_dict(self.name, _arguments_of(self.name, self.fn, self._parameters)))
+
+    @cached_property
+    def _parameters(self) -> dict[str, inspect.Parameter]:
+        """Those that are arguments: all but the `Call`."""
+        parameters = list(inspect.signature(self.fn).parameters.items())
+        return dict(parameters[1:] if self.wants_call else parameters)
+
+    def _example(self, example: Mapping[str, Any]) -> str:
+        try:
+            self.validate(example)
+        except InputError as problem:
+            raise InputError(f"{self.name}: examples: {problem}") from None
+        return f"Example: {json.dumps(_jsonable(dict(example)), ensure_ascii=False)}"
 
     def _complaint(self, error: Any) -> str:
         return "; ".join(
@@ -149,12 +262,29 @@ class Tool(Generic[P, R]):
 @overload
 def tool(fn: Callable[P, R], /) -> Tool[P, R]: ...
 @overload
-def tool(*, effect: Effect = ..., name: str | None = ...) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
-def tool(fn: Any = None, /, *, effect: Effect = "write", name: str | None = None) -> Any:
-    """Make a typed function a tool: a write, the safe guess, unless `effect` says otherwise."""
+def tool(
+    *,
+    effect: Effect = ...,
+    name: str | None = ...,
+    undo: Undo | None = ...,
+    probe: Probe | None = ...,
+    approve: bool | Callable[..., bool] = ...,
+    timeout: float | None = ...,
+    retry: RetryPolicy | None = ...,
+    concurrency: int | None = ...,
+    examples: Sequence[Mapping[str, Any]] = ...,
+    unknown: tuple[type[Exception], ...] = ...,
+    key_lifetime: float | None = ...,
+    external: bool = ...,
+) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
+def tool(fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+    """Make a typed function a tool: a write, the safe guess, unless `effect` says otherwise.
+
+    The options are told at `Tool`. Raises InputError naming the tool and the option that is wrong.
+    """
 
     def decorate(fn: Callable[P, R]) -> Tool[P, R]:
-        return Tool(fn, name or str(getattr(fn, "__name__", "")), effect)
+        return Tool(fn, name or str(getattr(fn, "__name__", "")), **options)
 
     return decorate if fn is None else decorate(fn)
 
@@ -181,23 +311,74 @@ def definition_of(given: Tool[..., Any] | Callable[..., Any] | Mapping[str, Any]
     return dict(given)
 
 
-def _arguments_of(fn: Callable[..., Any], tool_name: str) -> list[tuple[str, Any, bool]]:
-    parameters = inspect.signature(fn).parameters
-    # Only the parameters: a return type imported for type checkers alone need not resolve.
-    unresolved = SimpleNamespace(
-        __annotations__={
-            name: Any if parameter.annotation is parameter.empty else parameter.annotation
-            for name, parameter in parameters.items()
-        }
+def _is_seconds(value: Any) -> bool:
+    return value is None or (_is_number(value) and 0 < value < math.inf)
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and _is_number(value) and value >= 1)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, Mapping) for each in value)
+
+
+def _are_exceptions(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(each, type) and issubclass(each, Exception) for each in value
     )
-    module = getattr(inspect.unwrap(fn), "__globals__", {})
+
+
+def _takes(fn: Any, arguments: int) -> bool:
     try:
-        hints = typing.get_type_hints(unresolved, globalns=module, include_extras=True)
+        inspect.signature(fn).bind(*[None] * arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _globals_of(fn: Callable[..., Any]) -> dict[str, Any]:
+    return getattr(inspect.unwrap(fn), "__globals__", {})
+
+
+def _is_call(annotation: Any, module: dict[str, Any]) -> bool:
+    if not isinstance(annotation, str):
+        return annotation is Call
+    try:
+        return _resolved({"call": annotation}, module)["call"] is Call
+    except (NameError, AttributeError, SyntaxError, TypeError):  # imported for type checkers only
+        return annotation in ("Call", "dayjob.Call")
+
+
+def _resolved(annotations: dict[str, Any], module: dict[str, Any]) -> dict[str, Any]:
+    holder = SimpleNamespace(__annotations__=annotations)
+    return typing.get_type_hints(holder, globalns=module, include_extras=True)
+
+
+def _arguments_of(
+    tool_name: str, fn: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]
+) -> list[tuple[str, Any, bool]]:
+    # Only the parameters: a return type imported for type checkers alone need not resolve.
+    unresolved = {
+        name: Any if parameter.annotation is parameter.empty else parameter.annotation
+        for name, parameter in parameters.items()
+    }
+    try:
+        hints = _resolved(unresolved, _globals_of(fn))
     except NameError as error:
         raise InputError(
             f"{tool_name}: an annotation cannot be resolved: {error}; "
             "define or import it at the top of the module"
         ) from None
+    for name, hint in hints.items():
+        if hint is Call or Call in get_args(hint):
+            raise InputError(
+                f"{tool_name}.{name}: a Call comes first, as `call: Call`, and cannot be left out"
+            )
     return [
         (name, hints[name], parameter.default is parameter.empty) for name, parameter in parameters.items()
     ]
@@ -242,12 +423,16 @@ def _schema_generator() -> Any:
 
 
 def _default(value: object) -> dict[str, Any]:
-    from pydantic import TypeAdapter
-
     try:
-        return {"default": TypeAdapter(object).dump_python(value, mode="json")}
+        return {"default": _jsonable(value)}
     except ValueError:
         return {}
+
+
+def _jsonable(value: object) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(object).dump_python(value, mode="json")
 
 
 def _complaint(tool_name: str, properties: Mapping[str, Any], error: Mapping[str, Any]) -> str:

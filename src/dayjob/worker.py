@@ -17,6 +17,7 @@ from dayjob.heartbeat import BEAT_SECONDS, LEASE_SECONDS, Heartbeat
 from dayjob.jobs import Job
 from dayjob.models import Model
 from dayjob.runs import RunRecord, new_id
+from dayjob.steps import RETRY_SECONDS
 from dayjob.stores import Beat, Loaded, Store, Wanted, WorkerRecord
 from dayjob.stores.process import start_of, this_host
 from dayjob.values import Redactor
@@ -64,6 +65,7 @@ class Worker:
         )
         self.services.revive = self._revive
         self.services.timer = self._note_due
+        self.services.know = self.add_job
         self._clock = clock
         self._beat_seconds = beat_seconds
         self._lease_seconds = lease_seconds
@@ -141,7 +143,9 @@ class Worker:
         self.services.valid_until = self._clock() + self._lease_seconds - LEASE_MARGIN_SECONDS
 
     async def add_job(self, job: Job) -> None:
-        """Works on this job too from now on."""
+        """Works on this job too from now on; one that has the name already stays."""
+        if job.name in self.jobs:
+            return
         self.jobs[job.name] = job
         await self._announce(self.id)
 
@@ -181,7 +185,7 @@ class Worker:
                 claimed = await self.store.claim(wanted)
             except StoreError as problem:
                 self.events.emit("store.failing", error=str(problem))
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(RETRY_SECONDS)
                 self._work.set()
                 continue
             for record, loaded in claimed:

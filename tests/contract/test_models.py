@@ -171,7 +171,7 @@ async def test_cancelled_reply_stops_at_once_and_the_next_one_works(model: Model
     done, _ = await asyncio.wait({task}, timeout=0.5)
     assert not done
     task.cancel()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         with pytest.raises(asyncio.CancelledError):
             await task
     heard = len(deltas)

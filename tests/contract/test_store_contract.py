@@ -24,6 +24,7 @@ from dayjob.stores import (
     Entry,
     Held,
     InboxItem,
+    Loaded,
     Store,
     Wanted,
     WorkerRecord,
@@ -166,15 +167,34 @@ async def keys(store: Store, run: RunRecord) -> list[tuple[str, int | None]]:
     return [(step.key, step.seq) for step in await store.steps(run.id)]
 
 
-async def status_of(store: Store, run: RunRecord) -> Status:
+async def current(store: Store, run: RunRecord) -> RunRecord:
     found = await store.get(run.id)
     assert found is not None
-    return found.status
+    return found
+
+
+async def status_of(store: Store, run: RunRecord) -> Status:
+    return (await current(store, run)).status
+
+
+async def refreshed(store: Store, run: RunRecord, version: str | None = None) -> Loaded:
+    """What a worker is told of a run that it holds; with a version, its journal too."""
+    loaded = await store.refresh(run.home, run.id, run.epoch, version)
+    assert loaded is not None
+    return loaded
 
 
 async def park(store: Store, run: RunRecord, due: float | None = None, wakes: int | None = None) -> Held:
     status = Status.WAITING if due else Status.REQUIRES_ACTION
     return await store.park(run.home, run.id, run.epoch, run.wakes if wakes is None else wakes, status, due)
+
+
+async def parked_run(store: Store) -> RunRecord:
+    """A run that waits for an answer to "ask"."""
+    run = await held_run(store)
+    await open_row(store, run, "ask")
+    assert await park(store, run) is Held.DONE
+    return run
 
 
 async def settle(store: Store, run: RunRecord, end: End = DONE, following: RunRecord | None = None) -> Held:
@@ -482,12 +502,12 @@ async def test_a_row_is_never_durable_before_an_earlier_row_of_its_run(bench: Be
             for run in runs
         )
     )
-    looks, partial = 0, 0
+    looks = 0
     while not last.done():
         for run in runs:
             seqs = [step.seq for step in await looking.steps(run.id)]
             assert seqs == list(range(1, len(seqs) + 1))
-            looks, partial = looks + 1, partial + (0 < len(seqs) < 199)
+            looks += 1
     assert set(await last) == {"durable"}
     assert looks > 4
 
@@ -516,11 +536,8 @@ async def test_closing_writes_what_is_queued(bench: Bench) -> None:
 
 
 async def test_a_parked_run_is_held_by_nobody_until_something_comes(store: Store) -> None:
-    run = await held_run(store)
-    await open_row(store, run, "ask")
-    assert await park(store, run) is Held.DONE
-    found = await store.get(run.id)
-    assert found is not None
+    run = await parked_run(store)
+    found = await current(store, run)
     assert (found.status, found.worker, found.attempts) == (Status.REQUIRES_ACTION, None, 0)
     assert await claim(store) == []
     assert await store.answer(run.id, "ask", b'"yes"', "ann")
@@ -533,8 +550,7 @@ async def test_an_answer_that_comes_before_the_park_keeps_the_run_held(store: St
     await open_row(store, run, "ask")
     assert await store.answer(run.id, "ask", b'"yes"', None)
     assert await park(store, run) is Held.WOKEN
-    loaded = await store.refresh(run.home, run.id, run.epoch, None)
-    assert loaded is not None
+    loaded = await refreshed(store, run)
     assert (loaded.wakes, [(step.key, step.answer) for step in loaded.answered]) == (1, [("ask", b'"yes"')])
     assert await park(store, run, wakes=loaded.wakes) is Held.DONE
 
@@ -563,30 +579,23 @@ async def test_every_guarded_change_is_refused_when_something_came_meanwhile(sto
 
 
 async def test_a_warm_run_takes_itself_back_if_nobody_else_has(store: Store) -> None:
-    run = await held_run(store)
-    await open_row(store, run, "ask")
-    assert await park(store, run) is Held.DONE
+    run = await parked_run(store)
     assert await store.unpark(run.home, run.id, run.epoch, "w1")
-    found = await store.get(run.id)
-    assert found is not None
+    found = await current(store, run)
     assert (found.status, found.worker, found.epoch) == (Status.IN_PROGRESS, "w1", run.epoch)
     assert await put(store, run, row(run, "a", 1)) == "durable"
     assert not await store.unpark(run.home, run.id, run.epoch, "w1")  # it is not parked now
 
 
 async def test_a_warm_run_that_another_worker_has_claimed_cannot_be_taken_back(store: Store) -> None:
-    run = await held_run(store)
-    await open_row(store, run, "ask")
-    assert await park(store, run) is Held.DONE
+    run = await parked_run(store)
     assert await store.answer(run.id, "ask", b"1", None)
     await claim_one(store, "w2")
     assert not await store.unpark(run.home, run.id, run.epoch, "w1")
 
 
 async def test_a_warm_run_that_is_being_cancelled_stays_so_when_it_is_taken_back(store: Store) -> None:
-    run = await held_run(store)
-    await open_row(store, run, "ask")
-    assert await park(store, run) is Held.DONE
+    run = await parked_run(store)
     assert await store.cancel(run.id, "enough") == Status.CANCELLING
     assert await store.unpark(run.home, run.id, run.epoch, "w1")
     assert await status_of(store, run) == Status.CANCELLING
@@ -625,9 +634,7 @@ async def test_many_who_answer_at_once_cannot_all_have_answered(bench: Bench) ->
         *(store.answer(run.id, "ask", b"1", None) for store in stores for _ in range(5))
     )
     assert sum(given) == 1
-    found = await stores[0].get(run.id)
-    assert found is not None
-    assert found.wakes == 1
+    assert (await current(stores[0], run)).wakes == 1
 
 
 async def test_what_is_finished_over_or_unknown_takes_no_answer(store: Store) -> None:
@@ -647,12 +654,10 @@ async def test_what_is_sent_waits_in_order_until_it_is_consumed(store: Store) ->
     run = await held_run(store)
     for number in (1, 2, 3):
         assert await store.send(run.id, InboxItem(f"evt_{number}", "news", b"%d" % number))
-    loaded = await store.refresh(run.home, run.id, run.epoch, None)
-    assert loaded is not None
+    loaded = await refreshed(store, run)
     assert ([item.value for item in loaded.inbox], loaded.wakes) == ([b"1", b"2", b"3"], 3)
     assert await put(store, run, row(run, "news", 1, kind=Kind.EVENT), consumed="evt_1") == "durable"
-    loaded = await store.refresh(run.home, run.id, run.epoch, None)
-    assert loaded is not None
+    loaded = await refreshed(store, run)
     assert [item.id for item in loaded.inbox] == ["evt_2", "evt_3"]
 
 
@@ -661,13 +666,11 @@ async def test_what_is_sent_twice_under_one_id_arrives_once(store: Store) -> Non
     item = InboxItem("evt_1", "news", b"1")
     assert await store.send(run.id, item)
     assert await store.send(run.id, item)
-    loaded = await store.refresh(run.home, run.id, run.epoch, None)
-    assert loaded is not None
+    loaded = await refreshed(store, run)
     assert loaded.inbox == [item]
     assert await put(store, run, row(run, "news", 1, kind=Kind.EVENT), consumed="evt_1") == "durable"
     assert await store.send(run.id, item)
-    loaded = await store.refresh(run.home, run.id, run.epoch, None)
-    assert loaded is not None
+    loaded = await refreshed(store, run)
     assert loaded.inbox == []
 
 
@@ -697,8 +700,7 @@ async def test_a_settled_run_is_over_with_its_sums(store: Store, clock: Clock) -
     assert await put(store, run, row(run, "a", 1, **priced), row(run, "b", 2, **priced)) == "durable"
     clock.advance(5)
     assert await settle(store, run, End(Status.COMPLETED, None, b'"out"')) is Held.DONE
-    found = await store.get(run.id)
-    assert found is not None
+    found = await current(store, run)
     assert (found.status, found.output, found.ended, found.worker) == (
         Status.COMPLETED,
         b'"out"',
@@ -714,8 +716,7 @@ async def test_a_call_of_unknown_price_makes_the_cost_unknown(store: Store) -> N
     run = await held_run(store)
     assert await put(store, run, row(run, "a", 1, kind=Kind.MODEL, dollars=None)) == "durable"
     assert await settle(store, run) is Held.DONE
-    found = await store.get(run.id)
-    assert found is not None
+    found = await current(store, run)
     assert found.dollars is None
 
 
@@ -726,8 +727,7 @@ async def test_a_run_that_stops_early_has_its_last_partial_output(store: Store) 
         note.name = "partial"
         assert await put(store, run, note) == "durable"
     assert await settle(store, run, End(Status.FAILED, "broke", None, b"{}")) is Held.DONE
-    found = await store.get(run.id)
-    assert found is not None
+    found = await current(store, run)
     assert (found.status, found.reason, found.output, found.error) == (Status.FAILED, "broke", b"2", b"{}")
 
 
@@ -735,8 +735,7 @@ async def test_an_unwinding_run_keeps_the_outcome_to_come(store: Store) -> None:
     run = await held_run(store)
     end = End(Status.FAILED, "broke", None, b'{"type":"E"}')
     assert await store.unwind(run.home, run.id, run.epoch, run.wakes, end) is Held.DONE
-    found = await store.get(run.id)
-    assert found is not None
+    found = await current(store, run)
     assert (found.status, found.outcome, found.reason) == (Status.UNWINDING, "failed", "broke")
     assert await put(store, run, row(run, "undo", 1)) == "durable"
     new = await taken_over(store, run)
@@ -768,8 +767,7 @@ async def test_the_end_of_a_child_answers_and_wakes_its_parent_at_once(store: St
     assert await settle(store, child, End(Status.FAILED, "broke", b"1", b'{"type":"E"}')) is Held.DONE
     woken = await claim_one(store)
     assert (woken.id, woken.wakes) == (parent.id, 1)
-    loaded = await store.refresh(woken.home, woken.id, woken.epoch, None)
-    assert loaded is not None
+    loaded = await refreshed(store, woken)
     (step,) = loaded.answered
     assert json.loads(step.answer or b"") == {
         "status": "failed", "reason": "broke", "output": 1, "error": {"type": "E"},
@@ -798,8 +796,7 @@ async def test_the_run_that_continues_another_takes_its_place(store: Store) -> N
     )
     assert await settle(store, first, DONE, following) is Held.DONE
     assert await park(store, parent) is Held.DONE  # its child has not ended
-    found = await store.get(first.id)
-    assert found is not None
+    found = await current(store, first)
     assert found.next_run == following.id
     assert await settle(store, await claim_one(store)) is Held.DONE
     assert (await claim_one(store)).id == parent.id
@@ -811,8 +808,7 @@ async def test_the_run_that_continues_another_takes_its_place(store: Store) -> N
 async def test_a_run_that_never_started_is_cancelled_at_once(store: Store, clock: Clock) -> None:
     for run in (await submit(store), await submit(store, due=clock() + 60)):
         assert await store.cancel(run.id, "not needed") == Status.CANCELLED
-        found = await store.get(run.id)
-        assert found is not None
+        found = await current(store, run)
         assert (found.reason, found.ended) == ("not needed", clock())
     assert await claim(store) == []
     assert await store.cancel(run.id, "again") == Status.CANCELLED
@@ -821,8 +817,7 @@ async def test_a_run_that_never_started_is_cancelled_at_once(store: Store, clock
 async def test_a_held_run_is_asked_to_stop(store: Store) -> None:
     run = await held_run(store)
     assert await store.cancel(run.id, "enough") == Status.CANCELLING
-    loaded = await store.refresh(run.home, run.id, run.epoch, None)
-    assert loaded is not None
+    loaded = await refreshed(store, run)
     assert (loaded.status, loaded.reason, loaded.wakes) == (Status.CANCELLING, "enough", 1)
     assert await settle(store, run) is Held.WOKEN
     assert await put(store, run, row(run, "last", 1)) == "durable"
@@ -831,9 +826,7 @@ async def test_a_held_run_is_asked_to_stop(store: Store) -> None:
 
 
 async def test_a_parked_run_that_is_cancelled_goes_to_a_worker_to_clean_up(store: Store) -> None:
-    run = await held_run(store)
-    await open_row(store, run, "ask")
-    assert await park(store, run) is Held.DONE
+    run = await parked_run(store)
     assert await store.cancel(run.id, "enough") == Status.CANCELLING
     assert (await claim_one(store)).status == Status.CANCELLING
 
@@ -871,13 +864,11 @@ async def test_a_resumed_run_begins_again_without_what_was_superseded(store: Sto
     priced = End(Status.FAILED, "broke", None, b"{}")
     assert await settle(store, run, priced) is Held.DONE
     assert await store.resume(run.id, [("b", 1), ("b/inside", 1)], False)
-    queued = await store.get(run.id)
-    assert queued is not None
+    queued = await current(store, run)
     assert (queued.status, queued.reason, queued.error, queued.ended) == (Status.QUEUED, None, None, None)
     assert (queued.attempts, queued.dollars) == (0, None)
     again = await claim_one(store)
-    loaded = await store.refresh(again.home, again.id, again.epoch, "v1")
-    assert loaded is not None
+    loaded = await refreshed(store, again, "v1")
     assert [step.key for step in loaded.steps or ()] == ["a"]
     assert (loaded.attempts, loaded.last_seq) == ({"b": 1, "b/inside": 1}, 3)
     assert await put(store, run, row(run, "late", 9)) == "lost"
@@ -911,11 +902,9 @@ async def test_a_finished_scope_is_loaded_without_its_inside(store: Store) -> No
         row(run, "part", 4, kind=Kind.SCOPE), row(run, "open/c", 5),
     ]  # fmt: skip
     assert await put(store, run, *rows) == "durable"
-    loaded = await store.refresh(run.home, run.id, run.epoch, "v1")
-    assert loaded is not None
+    loaded = await refreshed(store, run, "v1")
     assert [step.key for step in loaded.steps or ()] == ["part", "open/c"]
-    newer = await store.refresh(run.home, run.id, run.epoch, "v2")
-    assert newer is not None
+    newer = await refreshed(store, run, "v2")
     assert len(newer.steps or ()) == 5
 
 
@@ -926,8 +915,7 @@ async def test_branches_of_a_join_in_a_finished_scope_are_not_loaded(store: Stor
         row(run, "part/map", 3, kind=Kind.JOIN), row(run, "part", 4, kind=Kind.SCOPE),
     ]  # fmt: skip
     assert await put(store, run, *rows) == "durable"
-    loaded = await store.refresh(run.home, run.id, run.epoch, "v1")
-    assert loaded is not None
+    loaded = await refreshed(store, run, "v1")
     assert [step.key for step in loaded.steps or ()] == ["part"]
 
 
@@ -936,8 +924,7 @@ async def test_retries_are_counted_from_the_superseded_rows(store: Store) -> Non
     gone = {"outcome": Outcome.SUPERSEDED, "error": b'{"retried":true}'}
     rows = [row(run, "a", 1, attempt=1, **gone), row(run, "a", 2, attempt=2, **gone)]
     assert await put(store, run, *rows) == "durable"
-    loaded = await store.refresh(run.home, run.id, run.epoch, "v1")
-    assert loaded is not None
+    loaded = await refreshed(store, run, "v1")
     assert (loaded.steps, loaded.attempts, loaded.retried) == ([], {"a": 2}, {"a": 2})
 
 
@@ -1050,8 +1037,7 @@ async def test_a_run_that_kills_three_workers_without_progress_fails_as_poison(s
     assert await die(store, "w1") == []
     assert (await claim_one(store)).attempts == 2
     assert await die(store, "w1") == [run.id]
-    found = await store.get(run.id)
-    assert found is not None
+    found = await current(store, run)
     assert (found.status, found.worker) == (Status.FAILED, None)
     assert "3 workers died" in str(found.reason)
     assert json.loads(found.error or b"")["type"] == "Poison"
@@ -1075,8 +1061,7 @@ async def test_a_poisoned_child_tells_its_parent(store: Store) -> None:
         await claim_one(store, "w9")
         await store.retire("w9")
         await store.sweep(MAX_ATTEMPTS)
-    loaded = await store.refresh(parent.home, parent.id, parent.epoch, None)
-    assert loaded is not None
+    loaded = await refreshed(store, parent)
     assert json.loads(loaded.answered[0].answer or b"")["status"] == "failed"
 
 
@@ -1099,12 +1084,6 @@ async def test_a_suspect_run_is_claimed_alone(store: Store) -> None:
     assert [run.id for run in await claim(store, alone=False)] == [run.id for run in healthy]
     assert [run.id for run in await claim(store, alone=False)] == []
     assert [run.id for run in await claim(store, "w2", alone=True)] == [suspect.id]
-
-
-async def current(store: Store, run: RunRecord) -> RunRecord:
-    found = await store.get(run.id)
-    assert found is not None
-    return found
 
 
 async def test_a_suspect_run_does_not_keep_others_from_being_claimed(store: Store) -> None:
@@ -1143,14 +1122,20 @@ async def test_parking_draining_and_resuming_reset_the_count(store: Store) -> No
 async def test_a_parent_whose_child_ended_unheard_is_told_by_the_sweep(store: Store) -> None:
     """As after a repair by hand, or a store that spreads homes over several databases."""
     parent = await held_run(store)
-    child = new_run(Request(work, b"{}"), b"{}", 1.0, home=parent.home)
-    await store.submit(child, "refuse")
-    ended = await claim_one(store)
-    assert await settle(store, ended) is Held.DONE
-    ended_child = await current(store, ended)
-    await open_row(store, parent, "child", Kind.RUN, child=ended_child.id)
+    stranger = new_run(Request(work, b"{}"), b"{}", 1.0, home=parent.home)
+    child = new_run(Request(work, b"{}"), b"{}", 1.0, home=parent.home, parent=parent.id, parent_key="child")
+    for run in (stranger, child):
+        await store.submit(run, "refuse")
+        assert await settle(store, await claim_one(store)) is Held.DONE
+    await open_row(store, parent, "stranger", Kind.RUN, child=stranger.id)
     assert await park(store, parent) is Held.DONE
     assert (await store.sweep(MAX_ATTEMPTS)).woken == 0  # nobody's child: it must be this parent's
+    assert await store.unpark(parent.home, parent.id, parent.epoch, "w1")
+    await open_row(store, parent, "child", Kind.RUN, child=child.id)
+    assert await park(store, parent) is Held.DONE
+    assert (await store.sweep(MAX_ATTEMPTS)).woken == 1
+    parent = await claim_one(store)
+    assert [step.key for step in (await refreshed(store, parent)).answered] == ["child"]
     assert await store.cancel(parent.id, "x") == Status.CANCELLING
 
 
@@ -1420,9 +1405,6 @@ async def test_a_pinned_run_waits_for_its_own_version(store: Store) -> None:
     await store.release(run.home, run.id, run.epoch, None)  # its worker drains: it stays pinned
     assert await claim(store, **newer) == []
     assert len(await claim(store)) == 1
-
-
-# --- transitions --------------------------------------------------------------------------------------
 
 
 async def test_two_databases_do_not_meet(bench: Bench, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -34,18 +35,9 @@ from dayjob.jobs import Job
 from dayjob.models.openai import OpenAI
 from dayjob.models.scripted import Scripted
 from dayjob.stores import open_store
+from tests.failing_stores import Locked
 from tests.until import until
 from tests.wire import Wire, fails
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "bad.db"
-
-
-@pytest.fixture
-def url(path: Path) -> str:
-    return f"sqlite:///{path}"
 
 
 async def failure_of(url: str, work: Job, **app: Any) -> str:
@@ -380,7 +372,7 @@ async def test_progress_in_figures_that_no_column_holds_does_not_get_a_run_stuck
         return str(await run.step(lambda: "ok"))
 
     async with Dayjob(url) as app:
-        assert await (await app.submit(odd())).result(5) == "ok"
+        assert await (await app.submit(odd())).result(20) == "ok"
 
 
 async def test_two_calls_at_once_in_one_scope_fail_the_run_naming_both(url: str) -> None:
@@ -508,8 +500,6 @@ async def test_a_path_that_cannot_be_written_is_named(place: Callable[[Path], Pa
 
 
 def threads() -> set[str]:
-    import threading
-
     return {thread.name for thread in threading.enumerate() if thread.name.startswith("dayjob")}
 
 
@@ -552,20 +542,6 @@ async def test_a_store_of_a_newer_dayjob_is_left_as_it_is(url: str, path: Path) 
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (99,)
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
-
-
-class Locked:
-    """Another program that holds the whole database."""
-
-    def __init__(self, path: Path) -> None:
-        self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-
-    def __enter__(self) -> None:
-        self.connection.execute("BEGIN EXCLUSIVE")
-
-    def __exit__(self, *_: object) -> None:
-        self.connection.execute("ROLLBACK")
-        self.connection.close()
 
 
 async def test_a_store_locked_by_another_program_keeps_what_it_has_and_goes_on(url: str, path: Path) -> None:

@@ -63,6 +63,17 @@ async def reply_to(model: Local, request: ModelRequest) -> ModelReply:
     return await model.reply(request, lambda _: None)
 
 
+async def begun_and_cancelled(model: Local, request: ModelRequest, times: int) -> list[asyncio.Task[Any]]:
+    await reply_to(model, ask("Hi.", max_tokens=2))  # it is loaded
+    tasks = [asyncio.create_task(reply_to(model, request)) for _ in range(times)]
+    done, _ = await asyncio.wait(tasks, timeout=0.4)
+    assert not done
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return tasks
+
+
 async def test_same_request_gives_the_same_reply_first_and_later() -> None:
     model = Local()
     request = ask("Tell me about the moon.", max_tokens=100)
@@ -116,27 +127,15 @@ async def test_closing_ends_a_reply_in_flight_with_an_error() -> None:
 
 
 async def test_cancelled_replies_make_room_at_once(model: Local) -> None:
-    await reply_to(model, ask("Hi.", max_tokens=2))  # it is loaded
-    tasks = [asyncio.create_task(reply_to(model, ask(LONG))) for _ in range(8)]
-    done, _ = await asyncio.wait(tasks, timeout=0.5)
-    assert not done
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    tasks = await begun_and_cancelled(model, ask(LONG), times=8)
     async with asyncio.timeout(20):  # two of the stories alone would take a minute
         assert (await reply_to(model, ask("Hi.", max_tokens=2))).text
     assert all(task.cancelled() for task in tasks)
 
 
 async def test_cancel_is_heeded_while_a_long_prompt_is_read(model: Local) -> None:
-    await reply_to(model, ask("Hi.", max_tokens=2))  # it is loaded
     prompt = "The quick brown fox jumps over the lazy dog near the river. " * 300
-    tasks = [asyncio.create_task(reply_to(model, ask(prompt))) for _ in range(4)]
-    done, _ = await asyncio.wait(tasks, timeout=0.3)
-    assert not done
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await begun_and_cancelled(model, ask(prompt), times=4)
     async with asyncio.timeout(25):  # reading only two of them takes over forty seconds
         assert (await reply_to(model, ask("Hi.", max_tokens=2))).text
 

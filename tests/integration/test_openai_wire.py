@@ -419,7 +419,7 @@ class TestBrokenWire:
         assert "after 3 characters" in str(caught)
 
     async def test_stream_may_last_longer_than_the_timeout(self) -> None:
-        reply, _ = await reply_to(says(*"abcdefgh", seconds_between=0.1), timeout=0.5)
+        reply, _ = await reply_to(says(*"abcdefgh", seconds_between=0.15), timeout=1.0)
         assert reply.text == "abcdefgh"
 
     async def test_refused_connection_names_the_address(self) -> None:
@@ -436,9 +436,9 @@ class TestBrokenWire:
         async with Wire(hangs()) as wire:
             model = OpenAI("gpt-test", base_url=wire.url)
             task = asyncio.create_task(model.reply(ask(), lambda _: None))
-            await wire.request_arrived(within_seconds=20)
+            await wire.request_arrived()
             task.cancel()
-            await wire.client_hung_up(within_seconds=1)
+            await wire.client_hung_up()
             with pytest.raises(asyncio.CancelledError):
                 await task
             await model.close()
@@ -450,7 +450,7 @@ class TestBrokenWire:
             task = asyncio.create_task(model.reply(ask(), lambda _: heard.set()))
             await heard.wait()
             task.cancel()
-            await wire.client_hung_up(within_seconds=1)
+            await wire.client_hung_up()
             with pytest.raises(asyncio.CancelledError):
                 await task
             await model.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -12,36 +12,14 @@ import pytest
 
 from dayjob import Dayjob, Run, RunFailed, StepError, job
 from dayjob.runs import Kind, Outcome, Status, StepRecord
-from dayjob.testing import CrashLab, Death, Ended, Moment
-
-executed: Counter[str] = Counter()
-
-
-@pytest.fixture(autouse=True)
-def fresh_ledger() -> None:
-    executed.clear()
+from dayjob.testing import CrashLab, Death, Moment
+from tests.ledger import after_death, everywhere, executed, fail, work
 
 
 @pytest.fixture
-async def lab() -> AsyncIterator[CrashLab]:
-    async with CrashLab(patience_seconds=15) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def app(tmp_path: Any) -> AsyncIterator[Dayjob]:
-    async with Dayjob(f"sqlite:///{tmp_path / 'jobs.db'}?synchronous=off") as app:
+async def app(url: str) -> AsyncIterator[Dayjob]:
+    async with Dayjob(f"{url}?synchronous=off") as app:
         yield app
-
-
-async def work(name: str, seen: Any = None) -> str:
-    executed[name] += 1
-    return f"{name} done"
-
-
-async def fail(name: str) -> str:
-    executed[name] += 1
-    raise ValueError(name)
 
 
 async def never(name: str) -> str:
@@ -57,10 +35,6 @@ async def cancel_itself(name: str) -> str:
 
 def row(steps: Any, key: str) -> StepRecord:
     return next(step for step in steps if step.key == key and step.outcome != Outcome.SUPERSEDED)
-
-
-async def everywhere(lab: CrashLab, request: Any, **how: Any) -> list[Ended]:
-    return [ended async for ended in lab.at_every_write(request, **how)]
 
 
 # --- the four outcomes -------------------------------------------------------------------------------
@@ -142,8 +116,6 @@ async def test_a_cancellation_while_a_row_is_being_committed_is_written_over_it(
 
 async def block_the_loop(seconds: float) -> str:
     """Returns just before the timeout that the blocked loop has not yet seen."""
-    import time
-
     time.sleep(seconds)  # noqa: ASYNC251 - the loop must not run meanwhile
     return "done"
 
@@ -284,16 +256,12 @@ async def test_no_branch_is_restarted_of_a_race_that_was_won_before_the_crash(la
     seen = 0
     for moment in Moment:
         for write in range(1, 9):
-            executed.clear()
-            at_death: Counter[str] = Counter()
-            crashed = await lab.run(
-                slow_loser(), death=Death(write, moment), on_death=lambda at=at_death: at.update(executed)
-            )
+            crashed, again = await after_death(lab, slow_loser(), Death(write, moment))
             assert crashed.output == "winner done"
             won = any(step.key == "race/1" and step.outcome for step in crashed.durable)
             if crashed.death is not None and won:
                 seen += 1
-                assert executed == at_death, crashed.death
+                assert not again, crashed.death
     assert seen >= 3
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,25 +12,10 @@ from dayjob import Dayjob, Run, StepError
 from dayjob.jobs import Job
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import CrashLab, Death, Ended, Moment
+from tests.ledger import after_death, executed, fail, work
+from tests.until import until
 
-executed: Counter[str] = Counter()
 Body = Callable[[Run], Awaitable[Any]]
-
-
-@pytest.fixture(autouse=True)
-def fresh_ledger() -> None:
-    executed.clear()
-
-
-@pytest.fixture
-async def lab() -> AsyncIterator[CrashLab]:
-    async with CrashLab(patience_seconds=15) as lab:
-        yield lab
-
-
-async def work(name: str) -> str:
-    executed[name] += 1
-    return f"{name} done"
 
 
 def versions(*bodies: Body) -> list[Job]:
@@ -42,14 +27,10 @@ async def changed_at(
     lab: CrashLab, write: int, old: Body, new: Body, **how: Any
 ) -> tuple[Ended, Counter[str]]:
     """A run of the old code that dies at a write and goes on with the new: how it ended, what was then done."""
-    executed.clear()
-    before: Counter[str] = Counter()
     first, second = versions(old, new)
-    ended = await lab.run(
-        first(), then=[second], death=Death(write), on_death=lambda: before.update(executed), **how
-    )
+    ended, again = await after_death(lab, first(), Death(write), then=[second], **how)
     assert ended.death is not None
-    return ended, Counter(executed) - before
+    return ended, again
 
 
 def steps_in(*names: str) -> Body:
@@ -151,7 +132,6 @@ async def test_sibling_branches_replay_when_one_takes_another_path(lab: CrashLab
 
     whole = 0
     for write in range(2, 10):
-        executed.clear()
         ended, again = await changed_at(lab, write, gathers("right", "r2"), gathers("right", "x", "r2"))
         assert ended.output == [
             [["left done", "left 2 done"], ["right done", "x done", "r2 done"]],
@@ -266,19 +246,18 @@ async def _write_of(lab: CrashLab, key: str, body: Body, outside: Any) -> int:
     raise AssertionError(key)
 
 
-async def test_keeping_the_old_path_leaves_the_run_to_workers_with_the_old_code(tmp_path: Any) -> None:
-    url = f"sqlite:///{tmp_path / 'jobs.db'}?synchronous=off"
+async def test_keeping_the_old_path_leaves_the_run_to_workers_with_the_old_code(url: str) -> None:
     old, new = versions(asks_first("a", "b"), asks_first("first", "a"))
     async with Dayjob(url, worker=False) as app:
         handle = await app.submit(old())
         async with app.worker():
-            await _until(lambda: app.actions(handle.id))
+            await until(lambda: app.actions(handle.id))
             await app.answer(handle.id, "ask", "Ann")
             await handle.result(10)
         await app.resume(handle.id, from_step="work#2")
     async with Dayjob(url, jobs=[new], worker=False) as app:
         async with app.worker():
-            actions = await _until(lambda: app.actions(handle.id))
+            actions = await until(lambda: app.actions(handle.id))
             assert [action.id for action in actions] == ["#changed"]
             assert (await app.get(handle.id)).status == Status.REQUIRES_ACTION
             await app.answer(handle.id, "#changed", "keep")
@@ -287,7 +266,7 @@ async def test_keeping_the_old_path_leaves_the_run_to_workers_with_the_old_code(
                 record = await app.get(handle.id)
                 return bool(record.pinned) and record.status == Status.QUEUED
 
-            await _until(pinned)
+            await until(pinned)
     async with Dayjob(url, jobs=[old], worker=False) as app:
         async with app.worker():
             assert await app.handle(handle.id).result(10) == ["Ann", "a done", "b done"]
@@ -330,20 +309,10 @@ async def test_a_running_child_is_not_written_off_without_asking(lab: CrashLab) 
     assert len(questions) == 1
 
 
-async def _until(condition: Callable[[], Awaitable[Any]]) -> Any:
-    import asyncio
-
-    async with asyncio.timeout(15):
-        while not (found := await condition()):
-            await asyncio.sleep(0.005)
-        return found
-
-
 # --- which worker -----------------------------------------------------------------------------------------------
 
 
-async def test_a_run_never_goes_back_to_an_older_version(tmp_path: Any) -> None:
-    url = f"sqlite:///{tmp_path / 'jobs.db'}?synchronous=off"
+async def test_a_run_never_goes_back_to_an_older_version(url: str) -> None:
     old, new = versions(steps_in("a"), steps_in("a"))
     async with Dayjob(url, jobs=[old], worker=False) as app:
         async with app.worker():
@@ -361,10 +330,6 @@ async def test_a_run_never_goes_back_to_an_older_version(tmp_path: Any) -> None:
 
 
 async def test_a_step_error_that_was_caught_is_reused_by_newer_code(lab: CrashLab) -> None:
-    async def fail(name: str) -> str:
-        executed[name] += 1
-        raise ValueError(name)
-
     def catches(*names: str) -> Body:
         async def body(run: Run) -> list:
             try:
@@ -378,3 +343,25 @@ async def test_a_step_error_that_was_caught_is_reused_by_newer_code(lab: CrashLa
     ended, again = await changed_at(lab, CLAIM + 3, catches("a"), catches("a", "x"))
     assert ended.output == ["ValueError", "a done", "x done"]
     assert set(again) == {"x"}
+
+
+async def test_an_answer_to_the_old_question_is_never_given_to_the_new_one(url: str) -> None:
+    async def small(run: Run) -> str:
+        return f"refund: {await run.ask('Approve a refund of 1 dollar?', bool)}"
+
+    async def large(run: Run) -> str:
+        return f"deleted: {await run.ask('Delete the account?', bool)}"
+
+    old, new = versions(small, large)
+    async with Dayjob(url) as app:
+        handle = await app.submit(old())
+        await until(lambda: app.actions(handle.id))
+    async with Dayjob(url, worker=False) as app:
+        await app.answer(handle.id, "ask", True)
+    async with Dayjob(url, jobs=[new]) as app:
+        (asked,) = await until(lambda: app.actions(handle.id))
+        assert asked.id == "#changed"
+        await app.answer(handle.id, "#changed", "continue")
+        await until(lambda: app.store.open_step(handle.id, "ask"))
+        await app.answer(handle.id, "ask", False)
+        assert await app.handle(handle.id).result(20) == "deleted: False"

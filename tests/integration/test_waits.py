@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from dayjob import Dayjob, InputError, Run, RunCancelled, RunExpired, RunFailed, StepError, job
-from dayjob.errors import ThreadBusy, WrongStatus
+from dayjob.errors import ThreadBusy, UnknownAction, WrongStatus
 from dayjob.runs import Kind, Outcome, Status
-from dayjob.testing import Clock, CrashLab, Death, Ended, Moment, Scripted
+from dayjob.testing import Clock, CrashLab, Death, Moment, Scripted
 from dayjob.worker import MAX_ATTEMPTS, Worker
+from tests.ledger import after_death, everywhere, executed, fail, work
+from tests.until import until
 
-executed: Counter[str] = Counter()
 YEAR = 365 * 86_400.0
 
 
-@pytest.fixture(autouse=True)
-def fresh_ledger() -> None:
-    executed.clear()
-
-
-@pytest.fixture
-async def lab() -> AsyncIterator[CrashLab]:
-    async with CrashLab(patience_seconds=15) as lab:
-        yield lab
-
-
 class Office:
-    """An app with one worker, a clock that is set, and what happened there."""
+    """An app with one worker, and a clock that is set."""
 
     def __init__(self, app: Dayjob, worker: Worker, clock: Clock) -> None:
         self.app = app
         self.worker = worker
         self.clock = clock
-        self.happened: list[tuple[str, dict[str, Any]]] = []
-        app.subscribe(lambda name, fields: self.happened.append((name, fields)))
 
     async def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
         await self.app.store.sweep(MAX_ATTEMPTS)
         self.worker.poke()
-
-    def times(self, name: str, run: str) -> int:
-        return sum(happened == name and fields.get("run") == run for happened, fields in self.happened)
 
     async def parked(self, run: str) -> Status:
         async def status() -> Status | None:
@@ -57,36 +41,13 @@ class Office:
 
 
 @pytest.fixture
-async def office(tmp_path: Any) -> AsyncIterator[Office]:
+async def office(url: str) -> AsyncIterator[Office]:
     clock = Clock()
     async with (
-        Dayjob(f"sqlite:///{tmp_path / 'jobs.db'}?synchronous=off", worker=False, clock=clock) as app,
+        Dayjob(f"{url}?synchronous=off", worker=False, clock=clock) as app,
         app.worker(lease_seconds=10 * YEAR) as worker,
     ):
         yield Office(app, worker, clock)
-
-
-async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
-    async with asyncio.timeout(15):
-        while not (found := await condition()):
-            await asyncio.sleep(0.002)
-        return found
-
-
-async def work(name: str) -> str:
-    executed[name] += 1
-    return f"{name} done"
-
-
-async def fail(name: str) -> str:
-    executed[name] += 1
-    raise ValueError(name)
-
-
-async def everywhere(lab: CrashLab, request: Any, **how: Any) -> list[Ended]:
-    crashes = [ended async for ended in lab.at_every_write(request, **how)]
-    assert len(crashes) > 6
-    return crashes
 
 
 async def answers(app: Dayjob, run: str) -> bool:
@@ -214,15 +175,11 @@ async def test_a_long_sleep_leaves_memory_and_ends_on_time(office: Office) -> No
 
     handle = await office.app.submit(sleeps())
     assert await office.parked(handle.id) == Status.WAITING
-    await until(lambda: as_async(left))
+    await until(lambda: left)
     assert handle.id not in office.worker.warm
     await office.pass_time(YEAR + 1)
     assert await handle.result(10) == "awake"
     assert left == ["memory", "memory"]
-
-
-async def as_async(value: Any) -> Any:
-    return value
 
 
 async def test_a_call_on_a_closed_handle_never_returns_and_never_raises(office: Office) -> None:
@@ -238,7 +195,7 @@ async def test_a_call_on_a_closed_handle_never_returns_and_never_raises(office: 
 
     handle = await office.app.submit(clings())
     await office.parked(handle.id)
-    await until(lambda: as_async(after))
+    await until(lambda: after)
     await office.app.answer(handle.id, "ask", "fine")
     assert await handle.result(10) == "fine"
     assert after == ["caught"]
@@ -258,7 +215,7 @@ async def test_an_open_timeout_or_task_group_keeps_the_run_warm(office: Office, 
 
     handle = await office.app.submit(warm())
     await office.parked(handle.id)
-    await until(lambda: as_async(handle.id in office.worker.warm))
+    await until(lambda: handle.id in office.worker.warm)
     assert not left
     await office.app.answer(handle.id, "ask", "fine")
     assert await handle.result(10) == "fine"
@@ -307,7 +264,7 @@ async def parent_job(run: Run, name: str) -> str:
 async def test_a_childs_result_or_failure_reaches_its_parent_whatever_dies(
     lab: CrashLab, name: str, result: str
 ) -> None:
-    async for crashed in lab.at_every_write(parent_job(name), jobs=[child_job], outside=answers):
+    for crashed in await everywhere(lab, parent_job(name), jobs=[child_job], outside=answers):
         assert crashed.output == result, crashed.death
         assert len(await lab.store.runs(parent=crashed.run.id)) == 1
 
@@ -340,7 +297,7 @@ async def test_a_childs_result_that_was_given_up_can_be_asked_for_again(lab: Cra
             return False
         return await answers(app, run)
 
-    async for crashed in lab.at_every_write(asks_twice(), jobs=[child_job], outside=answers_late):
+    for crashed in await everywhere(lab, asks_twice(), jobs=[child_job], outside=answers_late):
         assert crashed.output == ["gave up", "good? yes"], crashed.death
 
 
@@ -402,23 +359,17 @@ async def test_what_was_deferred_is_done_once_last_first_however_the_run_ends(
     assert calm.status == ending
     order = [step.input for step in calm.steps if step.scope == "#defer"]
     assert order == [b'["third"]', b'["second"]', b'["first"]']
-    async for crashed in lab.at_every_write(defers(ending), outside=cancels):
+    for crashed in await everywhere(lab, defers(ending), outside=cancels):
         assert crashed.status == ending, crashed.death
         assert [step.input for step in crashed.steps if step.scope == "#defer"] == order, crashed.death
 
 
 async def test_a_deferred_function_that_was_done_is_not_done_again_after_a_crash(lab: CrashLab) -> None:
-
     calm = await lab.run(defers("failed"))
     for moment in Moment:
         for write in range(1, calm.writes + 1):
-            executed.clear()
-            at_death: Counter[str] = Counter()
-            crashed = await lab.run(
-                defers("failed"), death=Death(write, moment), on_death=lambda at=at_death: at.update(executed)
-            )
+            crashed, again = await after_death(lab, defers("failed"), Death(write, moment))
             done = {step.input for step in crashed.durable if step.scope == "#defer" and step.outcome}
-            again = executed - at_death
             for name in ("first", "third"):
                 assert again[name] == (f'["{name}"]'.encode() not in done), (crashed.death, name)
 
@@ -467,7 +418,6 @@ async def test_a_runs_messages_are_in_its_thread_once_whatever_dies(lab: CrashLa
         async with Dayjob(lab.store, worker=False) as app:
             thread = app.thread()
             await thread.append("hello")
-
             crashed = await lab.run(
                 chats(), death=Death(write, Moment.UNHEARD), model=model, thread=thread.id
             )
@@ -479,7 +429,6 @@ async def test_a_runs_messages_are_in_its_thread_once_whatever_dies(lab: CrashLa
 
 
 async def test_takeovers_without_progress_are_counted_and_the_third_is_poison(lab: CrashLab) -> None:
-
     attempts: list[int] = []
 
     @job
@@ -495,7 +444,6 @@ async def test_takeovers_without_progress_are_counted_and_the_third_is_poison(la
 
 
 async def test_progress_resets_the_count_of_takeovers(lab: CrashLab) -> None:
-
     @job
     async def slow(run: Run) -> list:
         return [await run.step(work, f"s{n}") for n in range(6)]
@@ -504,3 +452,98 @@ async def test_progress_resets_the_count_of_takeovers(lab: CrashLab) -> None:
     assert survived.status == Status.COMPLETED
     assert sum(executed.values()) == 6
     assert [step.outcome for step in survived.steps] == [Outcome.VALUE] * 6
+
+
+async def test_what_a_finished_scope_deferred_is_done_though_the_run_left_memory(office: Office) -> None:
+    cleaned: list[str] = []
+
+    async def clean(what: str) -> None:
+        cleaned.append(what)
+
+    async def scoped(run: Run) -> str:
+        await run.defer(clean, "scope")
+        return await run.step(work, "inside")
+
+    async def branch(run: Run) -> None:
+        await run.defer(clean, "branch")
+
+    @job
+    async def defers(run: Run) -> str:
+        await run.step(scoped)
+        await run.gather(branch)
+        await run.sleep(60)
+        return "done"
+
+    handle = await office.app.submit(defers())
+    await office.parked(handle.id)
+    assert executed["inside"] == 1
+    await office.pass_time(61)
+    assert await handle.result(20) == "done"
+    assert cleaned == ["branch", "scope"]
+    assert executed["inside"] == 1
+
+
+async def test_a_deferred_function_may_wait_for_people_and_children(office: Office) -> None:
+    heard: list[object] = []
+
+    @job
+    async def child(run: Run) -> int:
+        return 5
+
+    async def clean(run: Run) -> None:
+        heard.append(await (await run.start(child())).result())
+        heard.append(await run.ask("Really?", bool))
+
+    @job
+    async def defers(run: Run) -> None:
+        await run.defer(clean)
+        raise ValueError("no")
+
+    handle = await office.app.submit(defers())
+    (asked,) = await until(lambda: office.app.actions(handle.id))
+    await office.app.answer(handle.id, asked.id, True)
+    with pytest.raises(RunFailed, match="no"):
+        await handle.result(20)
+    assert heard == [5, True]
+
+
+async def test_a_cancelled_endless_job_has_no_successor(office: Office) -> None:
+    async def clean() -> None:
+        executed["clean"] += 1
+
+    @job
+    async def endless(run: Run) -> None:
+        await run.defer(clean)
+        await run.step(work, "once")
+        await run.sleep(60)
+        await run.continue_as(endless())
+
+    handle = await office.app.submit(endless())
+    await office.parked(handle.id)
+    await office.pass_time(61)
+    following = await until(lambda: _following(office.app, handle.id))
+    await office.parked(following)
+    await office.app.cancel(following)
+    with pytest.raises(RunCancelled):
+        await office.app.handle(following).result(20)
+    assert (await office.app.get(following)).next_run is None
+    assert executed["clean"] == 2
+
+
+async def _following(app: Dayjob, run: str) -> str | None:
+    return (await app.get(run)).next_run
+
+
+async def test_an_answer_after_the_deadline_is_refused(office: Office) -> None:
+    @job
+    async def asks(run: Run) -> str:
+        return str(await run.ask("Well?", timeout=60))
+
+    handle = await office.app.submit(asks())
+    await office.parked(handle.id)
+    office.clock.advance(61)
+    with pytest.raises(UnknownAction, match="its time is up"):
+        await office.app.answer(handle.id, "ask", "late")
+    await office.pass_time(0)
+    with pytest.raises(RunExpired):
+        await handle.result(20)

@@ -6,21 +6,18 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dayjob import Dayjob, Run, RunFailed, Status, job
-from dayjob.errors import StoreUnavailable
-from dayjob.stores import Store, open_store
-from tests.until import turns, until
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'worker.db'}"
+from dayjob.cli.files import load
+from dayjob.errors import StoreLocked
+from dayjob.stores import open_store
+from dayjob.testing import Clock
+from tests.failing_stores import Failing, Locked
+from tests.until import is_finished, turns, until
 
 
 class Desk:
@@ -71,7 +68,7 @@ async def test_a_worker_that_stops_does_not_wait_for_ever(url: str) -> None:
         async with app.worker(grace_seconds=0.05) as worker:
             handle = await app.submit(visit())
             await until(lambda: desk.came)
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(15):
                 await worker.stop(drain_seconds=0.05)
         desk.gate.set()
         assert (await app.get(handle.id)).status == Status.QUEUED
@@ -143,21 +140,13 @@ async def test_two_workers_of_one_store_both_see_what_other_processes_do(url: st
             handles = [await app.submit(listening(), queue=queue) for queue in "abc"]
             await until(lambda: len(desk.came) == 3)
             for handle in handles:
-                await until(lambda id=handle.id: _open(outside, id))
+                await until(lambda id=handle.id: outside.store.open_step(id, "gather/0/go"))
             for handle in handles:
                 await outside.send(handle.id, "go", "gone")
             for handle in handles:
-                await until(lambda id=handle.id: _not_open(outside, id), 5)
+                await until(lambda id=handle.id: is_finished(outside, id, "gather/0/go"))
             desk.gate.set()
             assert await asyncio.gather(*(handle.result(20) for handle in handles)) == ["gone"] * 3
-
-
-async def _open(app: Dayjob, run: str) -> bool:
-    return any(step.kind == "event" and step.outcome is None for step in await app.steps(run))
-
-
-async def _not_open(app: Dayjob, run: str) -> bool:
-    return not await _open(app, run)
 
 
 async def test_a_long_journal_stays_warm_for_a_while_and_then_leaves(url: str) -> None:
@@ -166,14 +155,16 @@ async def test_a_long_journal_stays_warm_for_a_while_and_then_leaves(url: str) -
         await run.step(lambda: "so far")
         return str(await run.ask("go on?"))
 
-    async with Dayjob(url, worker=False) as app:
-        async with app.worker(short_journal=0, warm_seconds=0.2) as worker:
+    clock = Clock()
+    async with Dayjob(url, worker=False, clock=clock) as app:
+        async with app.worker(short_journal=0, warm_seconds=10, lease_seconds=3600) as worker:
             warm = await app.submit(waiting())
             await until(lambda: warm.id in worker.warm)
             await app.answer(warm.id, "ask", "at once")
             assert await warm.result(20) == "at once"
             cooled = await app.submit(waiting())
             await until(lambda: cooled.id in worker.warm)
+            clock.advance(11)
             await until(lambda: cooled.id not in worker.warm)
             await app.answer(cooled.id, "ask", "later")
             assert await cooled.result(20) == "later"
@@ -201,22 +192,15 @@ if __name__ == "__main__":
 
 
 async def test_a_run_that_kills_every_process_that_takes_it_ends_as_poison(url: str, tmp_path: Path) -> None:
-    import importlib.util
-
     script = tmp_path / "deadly_work.py"
     await asyncio.to_thread(script.write_text, DEADLY)
-    spec = importlib.util.spec_from_file_location("deadly_work", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["deadly_work"] = module
-    spec.loader.exec_module(module)
+    _, jobs = load(str(script))
     async with Dayjob(url, worker=False) as app:
-        handle = await app.submit(module.deadly())
+        handle = await app.submit(jobs["deadly"]())
         for _ in range(3):
             died = await asyncio.create_subprocess_exec(sys.executable, str(script), url)
             assert await died.wait() == 9
-        bystander = await app.submit(module.harmless())
+        bystander = await app.submit(jobs["harmless"]())
         async with app.worker():
             with pytest.raises(RunFailed, match="poison: 3 workers died while they held it"):
                 await handle.result(20)
@@ -224,28 +208,6 @@ async def test_a_run_that_kills_every_process_that_takes_it_ends_as_poison(url: 
 
 
 # --- a store that fails --------------------------------------------------------------------------------
-
-
-class Failing:
-    """A store whose verbs, when told to, fail as those of a broken database do."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.failing: set[str] = set()
-        self.failed: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        verb: Callable[..., Any] = getattr(self.store, name)
-        if name not in self.failing:
-            return verb
-        self.failed.append(name)
-        if name == "beat":
-            raise StoreUnavailable("broken")
-
-        async def fails(*args: Any, **kwargs: Any) -> Any:
-            raise StoreUnavailable("broken")
-
-        return fails
 
 
 @pytest.mark.parametrize(
@@ -285,7 +247,7 @@ async def test_a_verb_that_fails_for_a_while_loses_nothing_and_is_no_error_of_th
     await store.store.close()
 
 
-async def test_subscribers_are_called_on_the_event_loop_even_of_a_failing_store(url: str) -> None:
+async def test_subscribers_are_called_on_the_event_loop_even_of_a_failing_store(url: str, path: Path) -> None:
     threads: set[int] = set()
     names: set[str] = set()
 
@@ -293,17 +255,10 @@ async def test_subscribers_are_called_on_the_event_loop_even_of_a_failing_store(
         threads.add(threading.get_ident())
         names.add(name)
 
-    import sqlite3
-
     async with Dayjob(url) as app:
         app.subscribe(heard)
-        path = url.removeprefix("sqlite:///")
-        other = sqlite3.connect(path, isolation_level=None)
-        other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(Exception, match="another program holds"):
+        with Locked(path), pytest.raises(StoreLocked, match="another program holds"):
             await app.submit(name_of(name="x"))
-        other.execute("ROLLBACK")
-        other.close()
         await until(lambda: "store.failing" in names)
     assert threads == {threading.get_ident()}
 

@@ -362,12 +362,14 @@ class SQLiteStore(SQLiteReads):
 
         def transaction(connection: sqlite3.Connection) -> bool:
             home = _home_of(connection, run)
+            now = self._clock()
             changed = connection.execute(
                 "UPDATE steps SET answer = ?, answered_at = ?, answered_by = ?, answer_reason = ? "
                 "WHERE home = ? AND run = ? AND key = ? AND outcome IS NULL AND answer IS NULL "
+                "AND (due IS NULL OR due > ?) "
                 "AND EXISTS (SELECT 1 FROM runs WHERE home = steps.home AND id = steps.run "
-                f"AND status NOT IN {ENDED})",
-                (value, self._clock(), by, reason, home, run, key),
+                f"AND status NOT IN {ENDED} AND (status <> 'unwinding' OR substr(steps.scope, 1, 1) = '#'))",
+                (value, now, by, reason, home, run, key, now),
             ).rowcount
             if changed:
                 wake(connection, home, run)

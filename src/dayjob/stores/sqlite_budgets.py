@@ -14,8 +14,7 @@ import orjson
 
 from dayjob.runs import Kind, RunRecord
 from dayjob.stores import BudgetRecord, Raise, Reservation, Reserved, Settlement
-from dayjob.stores.sqlite_rows import ENDED, PARKED
-from dayjob.stores.writer import HELD
+from dayjob.stores.sqlite_rows import ENDED, HELD, PARKED
 
 BILLION = 1_000_000_000
 _FIELDS = ", ".join(name for name in BudgetRecord.__dataclass_fields__ if name != "started")

@@ -15,8 +15,16 @@ from dayjob.runs import Kind, RunRecord, Status, StepRecord
 from dayjob.stores import BudgetRecord, InboxItem, Loaded, WorkerRecord
 from dayjob.stores.sqlite_budgets import read_budget
 from dayjob.stores.sqlite_file import MIGRATIONS, SQLiteFile
-from dayjob.stores.sqlite_rows import ENDED, RUN_FIELDS, STEP_FIELDS, input_of, run_of, step_of
-from dayjob.stores.writer import STEP_COLUMNS, translated
+from dayjob.stores.sqlite_rows import (
+    ENDED,
+    RUN_FIELDS,
+    STEP_COLUMNS,
+    STEP_FIELDS,
+    input_of,
+    run_of,
+    step_of,
+)
+from dayjob.stores.writer import translated
 
 T = TypeVar("T")
 

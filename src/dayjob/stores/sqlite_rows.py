@@ -8,10 +8,11 @@ from operator import attrgetter
 from typing import Any
 
 from dayjob.runs import TERMINAL, RunRecord, Status, StepRecord
-from dayjob.stores.writer import HELD, STEP_COLUMNS
 
 RUN_FIELDS = ", ".join(name for name in RunRecord.__dataclass_fields__ if name != "input")
+STEP_COLUMNS = tuple(StepRecord.__dataclass_fields__)
 STEP_FIELDS = ", ".join(STEP_COLUMNS)
+HELD = "('in_progress', 'cancelling', 'unwinding')"
 PARKED = "('requires_action', 'waiting')"
 ENDED = "(" + ", ".join(f"'{status}'" for status in sorted(TERMINAL)) + ")"
 CLAIMABLE = "worker IS NULL AND admitted = 1 AND status IN ('queued', 'cancelling', 'unwinding')"

@@ -22,18 +22,17 @@ from typing import Any, TypeVar
 from dayjob.errors import StoreError, StoreFull, StoreLocked, StoreUnavailable
 from dayjob.runs import Kind, StepRecord
 from dayjob.stores import Entry
+from dayjob.stores.sqlite_rows import HELD, STEP_COLUMNS
 
 T = TypeVar("T")
 
-STEP_COLUMNS = tuple(StepRecord.__dataclass_fields__)
 PLAIN_COLUMNS = (
     "home", "run", "key", "attempt", "scope", "name", "kind", "outcome", "seq", "version", "epoch", "nonce",
     "fingerprint", "code", "started", "ended", "input", "value", "error",
 )  # fmt: skip
 """All that most steps have; the other columns belong to model calls, waits and children."""
 
-PLAIN_KINDS = frozenset({Kind.CALL, Kind.SCOPE, Kind.JOIN, Kind.VALUE, Kind.NOTE})
-HELD = "('in_progress', 'cancelling', 'unwinding')"
+PLAIN_KINDS = (Kind.CALL, Kind.SCOPE, Kind.JOIN, Kind.VALUE, Kind.NOTE)
 
 
 def _insert_step(columns: tuple[str, ...]) -> str:
@@ -226,8 +225,8 @@ class Writer:
         rows: list[tuple[Any, ...]] = []
         for item in batch:
             if isinstance(item, Entry):
-                if not (item.update or item.more) and all(row.kind in PLAIN_KINDS for row in item.insert):
-                    rows += [_plain_values(row) for row in item.insert]
+                if _is_plain(item):
+                    rows += map(_plain_values, item.insert)
                 else:
                     if not (_insert(connection, rows) and self._apply(connection, item)):
                         return None
@@ -304,7 +303,9 @@ class Writer:
         for item in batch:
             self._unchecked_bytes += _ROW_BYTES
             if isinstance(item, Entry):
-                self._unchecked_bytes += sum(len(row.value or b"") for row in item.insert)
+                for row in item.insert:
+                    if row.value is not None:
+                        self._unchecked_bytes += len(row.value)
         if self._unchecked_bytes > CHECKPOINT_BYTES:
             self._unchecked_bytes = 0
             self._checkpoint_due.set()
@@ -325,6 +326,15 @@ class Writer:
                 self._on_trouble(translated(problem, self._path))
         if connection is not None:
             connection.close()
+
+
+def _is_plain(entry: Entry) -> bool:
+    if entry.update or entry.more:
+        return False
+    for row in entry.insert:  # noqa: SIM110  a generator would cost more: this is once a step
+        if row.kind not in PLAIN_KINDS:
+            return False
+    return True
 
 
 def _insert(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> bool:
