@@ -163,11 +163,11 @@ class ModelCall:
         except DayjobError as problem:  # none is configured, or its name is wrong: the step's error
             return None, StepError(type(problem).__name__, problem.message, step=run.scope.current)
 
-    async def _hold(self, run: Steps, model: Model | None, key: str, prompt: Prompt) -> Hold:
+    async def _hold(self, run: Steps, model: Model | None, key: str, prompt: Prompt) -> Hold | None:
         """Reserves what the call may cost. What the limits make of `max_tokens` stands in the stored request."""
         assert model is not None
         held = await hold_model(run, key, model, self._request(model, prompt, None))
-        if held.max_tokens not in (None, self.max_tokens):
+        if held is not None and held.max_tokens not in (None, self.max_tokens):
             prompt.send_with(self._head(model, held.max_tokens), run.journal.redact)
         return held
 

@@ -90,18 +90,22 @@ async def hold_step(run: Steps, key: str) -> Hold | None:
     if run.keeper.end is not None:  # what is done at the end must not fail for a limit of steps or time
         return None
     if budget.record.max_steps is None:
-        while (reached := budget.time_reached(run.journal.clock())) is not None:
-            await _at_limit(run, budget, reached, budget.raises)
+        await _until_in_time(run, budget)
         return None
     return await _hold(run, key, lambda record: Need(steps=1))
 
 
-async def hold_model(run: Steps, key: str, model: Model, request: ModelRequest) -> Hold:
+async def hold_model(run: Steps, key: str, model: Model, request: ModelRequest) -> Hold | None:
     """Reserves the most that a model call may cost. May end the run or wait for a person: see `Limits`.
 
     Raises StepError if nobody can say beforehand what the call may cost.
     """
     budget = _budget_of(run)
+    record = budget.record
+    if record.max_dollars is record.max_tokens is record.max_steps is None:
+        if run.keeper.end is None:
+            await _until_in_time(run, budget)
+        return None
     return await _hold(run, key, await _most_of(run, budget, model, request))
 
 
@@ -158,6 +162,11 @@ async def _hold(run: Steps, key: str, need: Callable[[BudgetRecord], Need]) -> H
             await never()
         else:
             await _at_limit(run, budget, found, raises)
+
+
+async def _until_in_time(run: Steps, budget: Budget) -> None:
+    while (reached := budget.time_reached(run.journal.clock())) is not None:
+        await _at_limit(run, budget, reached, budget.raises)
 
 
 async def _at_limit(run: Steps, budget: Budget, reached: Reached, raises: int) -> None:

@@ -445,6 +445,14 @@ async def test_a_run_whose_time_is_up_ends_in_the_middle_of_a_step() -> None:
     assert error.partial == "begun"
 
 
+async def test_model_calls_are_made_while_there_is_time() -> None:
+    output, limits, _ = await result_of(
+        one_after_the_other(calls=2), Scripted(["Fine."] * 2), Limits(seconds=DAY)
+    )
+    assert output == ["stop", "stop"]
+    assert limits["seconds"]["limit"] == DAY
+
+
 class Office:
     """An app with one worker and a clock that is set."""
 
