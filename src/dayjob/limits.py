@@ -74,12 +74,17 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The most that a step may cost. `takes_rest`: less than it would take if more were left."""
+    """The most that a step may cost.
+
+    `max_tokens` is what the answer may have, `chosen` if the job did not say; `takes_rest` if that is less
+    than it would be if more were left.
+    """
 
     dollars: int = 0
     tokens: int = 0
     steps: int = 0
     max_tokens: int | None = None
+    chosen: bool = False
     takes_rest: bool = False
 
 

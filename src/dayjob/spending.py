@@ -43,6 +43,11 @@ class Hold:
         self._need = need
 
     @property
+    def chosen_max_tokens(self) -> int | None:
+        """The same, where the job did not say it."""
+        return self._need.max_tokens if self._need.chosen else None
+
+    @property
     def max_tokens(self) -> int | None:
         """What the answer may have because of the limits; None: they leave it as it was asked for."""
         return self._need.max_tokens
@@ -114,7 +119,7 @@ def accept_less_output(run: Steps, model: Model, held: Hold, error: StepError) -
 
     Nobody publishes how many tokens each model may write; so half as many are tried, and that is kept in mind.
     """
-    tried = held.max_tokens
+    tried = held.chosen_max_tokens
     said = error.message.lower()
     told = any(word in said for word in ("max_tokens", "max_completion_tokens", "context length"))
     if tried is None or error.type != "ModelRefused" or not told or tried < 1024:
@@ -251,8 +256,9 @@ async def _most_of(
         if (left_dollars := left_of(record, "dollars")) is not None and dollars(most) > left_dollars:
             room = min(room, bisect_right(range(most + 1), left_dollars, key=dollars) - 1)
         output = max(room, LEAST_OUTPUT_TOKENS)
-        matters = record.max_tokens is not None or dollars(most) > dollars(0)
-        return Need(dollars(output), _tokens(record, output), steps, output if matters else None, room < most)
+        counts = record.max_tokens is not None or dollars(most) > dollars(0)
+        chosen = output if counts else None
+        return Need(dollars(output), _tokens(record, output), steps, chosen, True, room < most)
 
     def _tokens(record: BudgetRecord, output: int) -> int:
         return 0 if record.max_tokens is None else input_tokens + output * answers

@@ -282,6 +282,18 @@ async def test_an_endpoint_that_takes_fewer_tokens_is_given_fewer() -> None:
     assert [r.max_tokens for r in model.requests] == [131_072, 65_536, 32_768, 16_384, 16_384]
 
 
+async def test_more_tokens_than_an_endpoint_takes_are_refused_if_the_job_asked_for_them() -> None:
+    @job
+    async def greedy(run: Run) -> None:
+        await run.model("Well?", max_tokens=50_000)
+
+    model = Scripted([ModelRefused("max_tokens is too large")])
+    error, _, _ = await result_of(greedy(), model, Limits(tokens=1_000_000))
+    assert isinstance(error, RunFailed)
+    assert "max_tokens is too large" in error.reason
+    assert len(model.requests) == 1
+
+
 async def test_a_model_of_unknown_price_is_refused_and_not_asked() -> None:
     model = Scripted(["Fine."], price=None)
     error, limits, _ = await result_of(one_after_the_other(calls=1), model, Limits(dollars=1.0))
