@@ -43,14 +43,14 @@ class Hold:
         self._need = need
 
     @property
-    def chosen_max_tokens(self) -> int | None:
-        """The same, where the job did not say it."""
-        return self._need.max_tokens if self._need.chosen else None
-
-    @property
     def max_tokens(self) -> int | None:
         """What the answer may have because of the limits; None: they leave it as it was asked for."""
         return self._need.max_tokens
+
+    @property
+    def chosen_max_tokens(self) -> int | None:
+        """The same, where the job did not say how many."""
+        return self._need.max_tokens if self._need.chosen else None
 
     async def commit(
         self, row: StepRecord, reply: ModelReply | None = None, billed: bool = True, **more: Any
