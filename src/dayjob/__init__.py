@@ -13,6 +13,7 @@ from dayjob.errors import (
     Unknown,
 )
 from dayjob.jobs import job
+from dayjob.limits import Limits
 from dayjob.retry import Again, Retry
 from dayjob.run import Run
 from dayjob.runs import Status
@@ -26,6 +27,7 @@ __all__ = [
     "Deadline",
     "Handle",
     "InputError",
+    "Limits",
     "NotDone",
     "Retry",
     "Run",

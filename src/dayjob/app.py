@@ -31,6 +31,7 @@ from dayjob.errors import (
 from dayjob.events import Events, Subscriber
 from dayjob.jobs import Job, Request
 from dayjob.keys import UNDO_SCOPE, attention_of
+from dayjob.limits import Limits, limits_fields
 from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
 from dayjob.run import new_run
@@ -192,6 +193,7 @@ class Dayjob:
         queue: str = "default",
         priority: int = 0,
         delay: float = 0.0,
+        limits: Limits | None = None,
         tags: Iterable[str] = (),
         when_busy: str = "refuse",
         source: str | None = None,
@@ -200,7 +202,8 @@ class Dayjob:
 
         The same `key` for the same job gives the run that is there already; with other input it raises
         SubmitConflict. A higher `priority` goes first. `delay` is in seconds. A `thread` has one active
-        run: a second raises ThreadBusy, or waits its turn with `when_busy="enqueue"`.
+        run: a second raises ThreadBusy, or waits its turn with `when_busy="enqueue"`. `limits` are for
+        the run and all its children together.
         """
         if not isinstance(request, Request):
             raise InputError(
@@ -209,6 +212,8 @@ class Dayjob:
         if when_busy not in ("refuse", "enqueue"):
             raise InputError(f'when_busy: expected "refuse" or "enqueue", got {when_busy!r}')
         thread_id = thread.id if isinstance(thread, Thread) else thread
+        if not isinstance(limits, Limits | None):
+            raise InputError(f"limits: expected Limits(…), got {type(limits).__name__}")
         for name, text in (("key", key), ("thread", thread_id), ("source", source)):
             _check_text(name, text)
         _check_text("queue", queue, needed=True)
@@ -220,6 +225,8 @@ class Dayjob:
             request, self.redact(request.input), now, home=thread_id, thread=thread_id, project=PROJECT,
             queue=queue, priority=priority, submit_key=key, source=source, tags=encode(list(tags)) if tags else None,
         )  # fmt: skip
+        if limits is not None:
+            record.limits, record.budget = limits.to_json(), record.id
         if delay > 0:
             record.admitted, record.due = 0, now + delay
         stored = await self.store.submit(record, when_busy)
@@ -236,6 +243,12 @@ class Dayjob:
                 f"{run_id}: no run of that id is in {self.store.url}. List them with `dayjob runs`."
             )
         return record
+
+    async def limits(self, run_id: str) -> dict[str, Any] | None:
+        """By limit what the run and its family may spend, have spent and have in flight; None without limits."""
+        record = await self.get(run_id)
+        budget = await self.store.budget(record.home, record.budget) if record.budget else None
+        return None if budget is None else limits_fields(budget)
 
     def handle(self, run_id: str) -> Handle:
         """A handle on a run that was submitted before."""

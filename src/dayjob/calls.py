@@ -12,6 +12,7 @@ from dayjob.journal import WALKED, Scope, error_bytes
 from dayjob.retry import RetryPolicy, decide
 from dayjob.runs import Kind, Outcome
 from dayjob.shapes import Shape, shape_of
+from dayjob.spending import hold_step
 from dayjob.steps import Steps, awaited, cancellings, never
 from dayjob.values import canonical, decode, within_limit
 
@@ -46,6 +47,7 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             fn, shape = decided.instead, shape_of(decided.instead)
     while True:
         attempt += 1
+        held = None if run.keeper.budget is None else await hold_step(run, key)
         started = journal.clock()
         if run.keeper.events.active:
             run.keeper.events.emit("step.started", run=run.id, key=key, name=name, kind=kind, attempt=attempt)
@@ -63,6 +65,8 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             value = decode(data, shape.returns)
         except asyncio.CancelledError:
             if scope.closed or cancellings() > before:
+                if held is not None:
+                    held.spend_all()
                 run.record_cancelled(key, name, kind, started, fingerprint, input)
                 raise
             error = StepError("CancelledError", f"{what} {name!r} cancelled itself", step=key)
@@ -83,7 +87,7 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
         row.code, row.call_key, row.undo = shape.code, call_key, undo
         if call_key is not None:
             journal.effects.note(row)
-        await run.commit(row)
+        await (run.commit(row) if held is None else held.commit(row))
         if error is None:
             return value
         if again is None:

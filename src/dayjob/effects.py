@@ -25,6 +25,7 @@ from dayjob.keys import Fate, fate_of
 from dayjob.retry import NO_RETRY, decide
 from dayjob.runs import Kind, Outcome, StepRecord
 from dayjob.shapes import shape_of
+from dayjob.spending import hold_step
 from dayjob.steps import APPROVE, HAPPENED, MISSING, Steps, awaited, cancellings, never
 from dayjob.threads import Threads
 from dayjob.tools import Call, Deadline, Tool
@@ -143,6 +144,9 @@ class ToolStep:
         tries = len(self.journal.retries_of(self.key))
         while True:
             tries += 1
+            held = None if self.run.keeper.budget is None else await hold_step(self.run, self.key)
+            if held is not None:
+                held.spend_all()
             row = self._row(None)
             sent = await self._intend_and_send(row, tries, insert=True)
             if sent.delay is None:

@@ -219,6 +219,8 @@ class ModelError(DayjobError):
     """A model gave no usable answer."""
 
     retryable = False
+    may_be_billed = True
+    """Whether the provider may charge for the call: it had begun to work on it."""
 
     def __init__(self, message: str | None = None, *, retry_after: float | None = None) -> None:
         self.retry_after = retry_after
@@ -228,15 +230,20 @@ class ModelError(DayjobError):
 class ModelNotConfigured(ModelError):
     """No model is configured. Pass model="openai:…" or "local:", --model, or set DAYJOB_MODEL."""
 
+    may_be_billed = False
+
 
 class ModelRefused(ModelError):
     """The model's endpoint refused the request."""
+
+    may_be_billed = False
 
 
 class ModelRateLimited(ModelError):
     """The model's endpoint asks to slow down (429)."""
 
     retryable = True
+    may_be_billed = False
 
 
 class ModelUnavailable(ModelError):

@@ -16,6 +16,7 @@ EVENTS: dict[str, str] = {
     "run.settled": "run, job, status, reason: it is over",
     "run.lost": "run, epoch: another worker has it, or it was given back",
     "run.abandoned": "run, tasks: tasks of the job ignored their cancellation and were left behind",
+    "run.limit": "run, limit, allowed, spent, on_limit: a limit was reached; it stops, or asks for a higher one",
     "run.warning": "run, step, message: something in the job is not deterministic, or not durable",
     "run.progress": "run, done, total",
     "run.note": "run, key, name, value: a remark, a verdict, a partial output and the like",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from dayjob.errors import (
     DayjobError,
@@ -31,6 +32,7 @@ from dayjob.jobs import Job, Request
 from dayjob.join import Wait
 from dayjob.journal import DEFER_SCOPE, Journal, Scope, error_bytes
 from dayjob.keys import UNDO_SCOPE
+from dayjob.limits import Budget, Reached
 from dayjob.models import Model, open_model
 from dayjob.run import Run, new_run
 from dayjob.runs import Kind, RunRecord, Status, StepRecord, is_action
@@ -50,6 +52,8 @@ _UNDONE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 _WAITS = Wait.__await__.__code__
 REPLAY_SECONDS = 30.0
 """How long a job that ends may take to walk its recorded steps, to learn what it deferred."""
+TIME_LIMIT = "#seconds"
+"""The timer of the limit of seconds, among those of waiting steps."""
 LOOK_AGAIN_SECONDS = 60.0
 """A parked run that only memory can go on with is looked after so often: its worker may be dead."""
 
@@ -82,8 +86,18 @@ class Services:
     lease_seconds: float = 15.0
     slots: dict[Tool[..., Any], asyncio.Semaphore] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
+    budgets: WeakValueDictionary[str, Budget] = field(default_factory=WeakValueDictionary)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     threads: Threads = field(default_factory=lambda: Threads("dayjob-step"))
+
+    async def budget_of(self, run: RunRecord) -> Budget | None:
+        """The budget that a run draws on, the same object for all of its family here."""
+        if run.budget is None:
+            return None
+        record = await self.store.budget(run.home, run.budget)
+        if record is None:
+            return None
+        return self.budgets.setdefault(record.run, Budget(self.store, record))
 
     def model_named(self, model: str | Model | None) -> Model:
         """The model that a step asked for, or the app's. Raises ModelNotConfigured."""
@@ -132,6 +146,7 @@ class Execution:
         self.lost = False
         self.end: End | None = None
         self.following: RunRecord | None = None
+        self.budget: Budget | None = None
         self._planned: End | None = None
         self._pin: str | None = None
         self._received: set[str] = set()
@@ -193,6 +208,7 @@ class Execution:
         self._wake_up()
         if loaded is not None:
             self._react_to(loaded)
+        self._watch_time()
         self._changed.set()
 
     async def hand_back(self) -> None:
@@ -241,6 +257,8 @@ class Execution:
     # --- beginning and ending --------------------------------------------------------------------
 
     async def _begin(self) -> None:
+        if self.record.budget is not None:
+            self.budget = await self.services.budget_of(self.record)
         if self.record.epoch > 1 or self.record.wakes:
             loaded = await self.store.refresh(
                 self.record.home, self.record.id, self.record.epoch, self.journal.load_version
@@ -254,6 +272,8 @@ class Execution:
                 self.end = End(Status(loaded.outcome), loaded.reason)
             elif loaded.status == Status.CANCELLING:
                 self.end = End(Status.CANCELLED, loaded.reason)
+            elif (reached := self._time_reached()) is not None:
+                self.ending, self.end = True, self._end_at(reached)
             if self.ending and not any(
                 row.name == "defer" and row.kind == Kind.NOTE for row in loaded.steps or ()
             ):
@@ -266,6 +286,7 @@ class Execution:
         root = self._root = Scope(self.journal, "", None)
         self.count(root)
         self.spawn(root, self._main(root))
+        self._watch_time()
 
     async def _main(self, root: Scope) -> None:
         """The job's own task."""
@@ -314,13 +335,24 @@ class Execution:
     def expire(self, reason: str) -> None:
         self._decide(End(Status.EXPIRED, reason))
 
+    def stop_at_limit(self, reached: Reached) -> None:
+        self._decide(self._end_at(reached))
+
+    def _end_at(self, reached: Reached) -> End:
+        if self.end is None:
+            self.events.emit(
+                "run.limit", run=self.record.id, limit=reached.limit, allowed=reached.allowed, spent=reached.spent,
+                on_limit="stop",
+            )  # fmt: skip
+        return End(Status.INCOMPLETE, reached.reason)
+
     def continue_as(self, request: Request) -> None:
         record = self.record
         self.following = new_run(
             request, self.services.redact(request.input), self.services.clock(), home=record.home,
             project=record.project, queue=record.queue, priority=record.priority, thread=record.thread,
             parent=record.parent, parent_key=record.parent_key, tags=record.tags, source=record.source,
-            root=record.root if record.parent else None,
+            root=record.root if record.parent else None, budget=record.budget,
         )  # fmt: skip
         self._decide(End(Status.COMPLETED, f"continued as {self.following.id}"))
 
@@ -522,6 +554,8 @@ class Execution:
         due = min((row.due for row in rows if row.due is not None), default=None)
         if (kept := self._kept_in_memory()) is not None:
             due = min(self.services.clock() + kept, due or math.inf)
+        if (until := self._stops_at) is not None:
+            due = min(until, due or math.inf)
         self.dormant = True
         self._park_known.clear()
         held = await self._guarded(
@@ -532,6 +566,7 @@ class Execution:
             return None
         if held is Held.WOKEN:
             self._wake_up()
+            self._watch_time()
             self.poke()
             return None
         self.record.status = status
@@ -567,6 +602,7 @@ class Execution:
             if taken:
                 self.record.status = Status.IN_PROGRESS
                 self._wake_up()
+                self._watch_time()
                 self.poke()
                 self.services.revive(self)
             elif self.dormant:  # else it was claimed again meanwhile, by this very worker
@@ -673,6 +709,32 @@ class Execution:
             self._deliver(row, DUE)
         else:  # the clock was set back
             self._arm(row)
+
+    # --- the limit of time -----------------------------------------------------------------------
+
+    @property
+    def _stops_at(self) -> float | None:
+        """When a limit of seconds ends the run; None also where a person is asked, at the next step."""
+        budget = self.budget
+        return None if budget is None or budget.asks else budget.until
+
+    def _time_reached(self) -> Reached | None:
+        if self.budget is None or self._stops_at is None:
+            return None
+        return self.budget.time_reached(self.services.clock())
+
+    def _watch_time(self) -> None:
+        """Ends the run when its time is up, now or by a timer; one that is parked is due by then."""
+        until = self._stops_at
+        if until is None or self.end is not None or self.ending:
+            return
+        if (reached := self._time_reached()) is not None:
+            self.stop_at_limit(reached)
+            return
+        if (timer := self._timers.pop(TIME_LIMIT, None)) is not None:
+            timer.cancel()
+        delay = max(until - self.services.clock(), 0.0)
+        self._timers[TIME_LIMIT] = asyncio.get_running_loop().call_later(delay, self._watch_time)
 
     # --- for Run -------------------------------------------------------------------------------
 

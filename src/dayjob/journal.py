@@ -18,6 +18,7 @@ import orjson
 
 from dayjob.errors import StepError
 from dayjob.keys import Effects
+from dayjob.limits import QUESTIONS
 from dayjob.prompts import Prompt
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
 from dayjob.stores import Entry, Loaded, Store
@@ -146,6 +147,8 @@ class Journal:
             self._attempts[row.key] = max(row.attempt, self._attempts.get(row.key, 0))
             if row.outcome is None:
                 self.open[row.key] = row
+            if row.name in QUESTIONS and row.key.startswith(row.name):
+                continue  # it belongs to the budget, not to the path of the job
             if row.version == self.version and not self.changed:
                 self._mine.setdefault(row.scope, {})[row.key] = row
             else:
@@ -236,6 +239,9 @@ class Journal:
     def old_rows(self) -> list[StepRecord]:
         """Rows of other versions that were not come to."""
         return list(self._unvisited.values())
+
+    def attempts_of(self, key: str) -> int:
+        return self._attempts.get(key, 0)
 
     def retries_of(self, key: str) -> list[StepError]:
         """The errors after which a step that is not done yet was tried again."""

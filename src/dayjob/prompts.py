@@ -25,7 +25,7 @@ class Prompt:
     """A prompt that was sent: copies of its messages, their hashes, and the step that stores it."""
 
     links: int
-    __slots__ = ("base", "chain", "hashes", "head", "keep", "links", "messages", "new", "stored_by")
+    __slots__ = ("base", "chain", "hashes", "head", "keep", "links", "messages", "new", "sent", "stored_by")
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Prompt:
             self.messages.append(_copy(messages[index], given))
             self.hashes.append(hash)
             self.chain.append(digest((self.chain[-1] if self.chain else b"") + hash))
+        self.sent = self.head
         self.stored_by: str | None = None
         linked = earlier is not None and earlier.stored_by is not None and keep and earlier.links < MAX_LINKS
         self.base = earlier.stored_by if linked and earlier is not None else None
@@ -62,10 +63,16 @@ class Prompt:
     def fingerprint(self) -> bytes:
         return digest(self.head + (self.chain[-1] if self.chain else b""))
 
+    def send_with(self, head: Mapping[str, Any], redact: Redactor) -> None:
+        """What was sent has another head than what was asked for: stored so, and no part of the fingerprint."""
+        data = redact(canonical(head))
+        self.sent = digest(data)
+        self.new.append((self.sent, data))
+
     @property
     def stored_hashes(self) -> bytes:
         """What the step's row holds: the head's hash, then those that the base does not have."""
-        return self.head + b"".join(self.hashes[self.keep :])
+        return self.sent + b"".join(self.hashes[self.keep :])
 
 
 def split_hashes(stored: bytes) -> tuple[bytes, list[bytes]]:

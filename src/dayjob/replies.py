@@ -15,6 +15,7 @@ from dayjob.models import Message, Model, ModelReply, ModelRequest, ToolCall, Us
 from dayjob.prompts import Prompt
 from dayjob.retry import Again, RetryPolicy, decide
 from dayjob.runs import Kind, Outcome, StepRecord
+from dayjob.spending import Hold, accept_less_output, hold_model
 from dayjob.steps import Steps, cancellings
 from dayjob.tools import definition_of
 from dayjob.values import convert, schema_of
@@ -111,14 +112,20 @@ class ModelCall:
             failed += 1
             started = run.journal.clock()
             reply, error, again = None, missing, None
+            held, billed = None, True
             before = cancellings()
             limit = asyncio.timeout(timeout)
             try:
                 if error is None:
-                    reply = await self._ask(run, model, key, name, failed, prompt, limit)
+                    if run.keeper.budget is not None:
+                        held = await self._hold(run, model, key, prompt)
+                        started = run.journal.clock()
+                    reply = await self._ask(run, model, key, name, failed, prompt, limit, held)
                     self._value(reply)
             except asyncio.CancelledError:
                 if run.scope.closed or cancellings() > before:
+                    if held is not None:
+                        held.spend_all()
                     run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None)
                     raise
                 error = StepError("CancelledError", f"model step {name!r} cancelled itself", step=key)
@@ -129,13 +136,19 @@ class ModelCall:
                     again = Again()
             except Exception as problem:
                 error = run.step_error(key, name, problem, timeout if limit.expired() else None)
+                billed = getattr(problem, "may_be_billed", True)
                 again, error = decide(retry, failed, error)
+                if held is not None and model is not None and accept_less_output(run, model, held, error):
+                    failed, again = failed - 1, Again()
             row = self._row(
                 run, key, name, started, fingerprint, model, prompt, reply, error, again is not None
             )
             run.scope.prompt = prompt
             prompt.stored_by = f"{row.attempt}:{row.key}"
-            await run.commit(row, messages=prompt.new)
+            if held is None:
+                await run.commit(row, messages=prompt.new)
+            else:
+                await held.commit(row, reply, billed, messages=prompt.new)
             if error is None and reply is not None:
                 return self._reply_of(row, orjson.loads(row.value or b"{}"))
             assert error is not None
@@ -151,14 +164,29 @@ class ModelCall:
         except DayjobError as problem:  # none is configured, or its name is wrong: the step's error
             return None, StepError(type(problem).__name__, problem.message, step=run.scope.current)
 
-    def _prompt(self, run: Steps, model: Model | None, messages: Sequence[Message]) -> Prompt:
-        head = {
+    async def _hold(self, run: Steps, model: Model | None, key: str, prompt: Prompt) -> Hold | None:
+        """Reserves what the call may cost. What the limits make of `max_tokens` stands in the stored request."""
+        assert model is not None
+        held = await hold_model(run, key, model, self._request(model, prompt, None))
+        if held is not None and held.max_tokens not in (None, self.max_tokens):
+            prompt.send_with(self._head(model, held.max_tokens), run.journal.redact)
+        return held
+
+    def _head(self, model: Model | None, max_tokens: int | None) -> dict[str, Any]:
+        return {
             "model": model.name if model else None,
             "tools": self.tools,
             "schema": self.schema,
-            "max_tokens": self.max_tokens,
+            "max_tokens": max_tokens,
             "options": self.options,
         }
+
+    def _request(self, model: Model, prompt: Prompt, held: Hold | None) -> ModelRequest:
+        max_tokens = self.max_tokens if held is None or held.max_tokens is None else held.max_tokens
+        return ModelRequest(model.name, prompt.messages, self.tools, self.schema, max_tokens, self.options)
+
+    def _prompt(self, run: Steps, model: Model | None, messages: Sequence[Message]) -> Prompt:
+        head = self._head(model, self.max_tokens)
         try:
             return Prompt(head, messages, run.scope.last_prompt(), run.journal.redact)
         except (NotJSON, ValueTooLarge, InputError) as problem:
@@ -173,6 +201,7 @@ class ModelCall:
         attempt: int,
         prompt: Prompt,
         limit: asyncio.Timeout,
+        held: Hold | None,
     ) -> ModelReply:
         assert model is not None
         events = run.keeper.events
@@ -183,9 +212,7 @@ class ModelCall:
             if events.active and not run.scope.closed:
                 events.emit("step.text", run=run.id, key=key, attempt=attempt, text=text)
 
-        request = ModelRequest(
-            model.name, prompt.messages, self.tools, self.schema, self.max_tokens, self.options
-        )
+        request = self._request(model, prompt, held)
         run.keeper.busy += 1
         try:
             async with limit:

@@ -17,6 +17,7 @@ from dayjob.errors import InputError, StepError
 from dayjob.jobs import Request
 from dayjob.join import Join
 from dayjob.journal import Scope, error_bytes
+from dayjob.limits import Left
 from dayjob.models import Message, Model
 from dayjob.replies import ModelCall, Reply
 from dayjob.retry import MODEL_RETRY, NO_RETRY, RetryPolicy
@@ -52,6 +53,15 @@ class Run(Steps):
     def attempt(self) -> int:
         """1, and one more for each worker in a row that died without finishing a step of this run."""
         return self.keeper.record.attempts + 1
+
+    @property
+    def limits(self) -> Left | None:
+        """What this run, with all its family, has left of its limits; None without limits.
+
+        It is what is left now, on replay too: what the path of the job depends on belongs into a step.
+        """
+        budget = self.keeper.budget
+        return None if budget is None else budget.left(self.journal.clock())
 
     @property
     def thread(self) -> RunThread | None:
@@ -417,6 +427,7 @@ class Run(Steps):
         return new_run(
             request, input, self.journal.clock(), home=parent.home, project=parent.project, queue=parent.queue,
             priority=parent.priority, root=parent.root, parent=parent.id, parent_key=key, source=parent.source,
+            budget=parent.budget,
         )  # fmt: skip
 
 

@@ -143,6 +143,7 @@ class RunRecord:
     `home` is what its rows are kept together by: its thread, else its root run. `epoch` counts
     claims, `wakes` counts events from outside, `attempts` counts takeovers without progress.
     `attention` counts the effects that a person has to look into: those not undone, or of unknown outcome.
+    `budget` is the run whose budget it draws on: its root, or the run that its root went on from.
     `dollars` is None while the run is not over, and when the price of one of its calls is unknown.
     """
 
@@ -170,6 +171,7 @@ class RunRecord:
     submit_key: str | None
     tags: bytes | None
     limits: bytes | None
+    budget: str | None
     source: str | None
     pinned: int
     changed: int

@@ -14,8 +14,10 @@ from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.journal import Journal, Scope, error_bytes, stored_error
 from dayjob.keys import is_write
+from dayjob.limits import Budget, Reached
 from dayjob.models import Model
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
+from dayjob.stores import End
 from dayjob.threads import Threads
 from dayjob.tools import Deadline, Tool, Undo
 from dayjob.values import canonical, decode, digest, encode
@@ -49,6 +51,8 @@ class Keeper(Protocol):
     tools: dict[str, Tool[..., Any]]
     undos: dict[str, Undo]
     lease_seconds: float
+    budget: Budget | None
+    end: End | None
 
     @property
     def threads(self) -> Threads: ...
@@ -73,6 +77,8 @@ class Keeper(Protocol):
     def defer(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
     def continue_as(self, request: Request) -> None: ...
     def expire(self, reason: str) -> None: ...
+    def stop_at_limit(self, reached: Reached) -> None: ...
+    def lose(self) -> None: ...
     def keep_old_version(self) -> None: ...
 
 

@@ -32,7 +32,7 @@ from dayjob.models import Model
 from dayjob.models.scripted import Delay as Delay
 from dayjob.models.scripted import Scripted as Scripted
 from dayjob.runs import RunRecord, Status, StepRecord, new_id
-from dayjob.stores import Beat, Entry, Held, Loaded, Wanted, WorkerRecord, open_store
+from dayjob.stores import Beat, Entry, Held, Loaded, Reservation, Reserved, Wanted, WorkerRecord, open_store
 from dayjob.worker import Worker
 
 POLL_SECONDS = 0.005
@@ -144,6 +144,10 @@ class MortalStore:
 
     async def release(self, home: str, run: str, epoch: int, pin: str | None = None) -> None:
         await self._write(self.store.release, home, run, epoch, pin)
+
+    async def reserve(self, reservation: Reservation) -> Reserved:
+        reserved: Reserved = await self._write(self.store.reserve, reservation)
+        return reserved
 
     async def unwind(self, *identity_and_end: Any) -> Held:
         held: Held = await self._write(self.store.unwind, *identity_and_end)
@@ -340,6 +344,7 @@ class CrashLab:
             await _cancelled(over)
             return None
         await _cancelled(died)
+        mortal.death = None  # the run is over: what the worker writes while it leaves is no part of the trial
         self._dismiss(worker, mortal)
         return await over
 
@@ -389,8 +394,9 @@ class CrashLab:
             if time.monotonic() > deadline:
                 raise TimeoutError(await self._described(record))
             wait = POLL_SECONDS if trial.outside is not None else 10 * POLL_SECONDS
-            with suppress(TimeoutError):
-                await asyncio.wait_for(trial.news.wait(), wait)
+            with suppress(TimeoutError):  # wait_for could swallow the cancellation that ends this look-out
+                async with asyncio.timeout(wait):
+                    await trial.news.wait()
 
     async def _described(self, record: RunRecord) -> str:
         steps = await self.store.steps(record.id)

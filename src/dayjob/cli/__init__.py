@@ -69,6 +69,7 @@ from dayjob.cli.work import (
     workers_for,
 )
 from dayjob.errors import DayjobError, InputError, WrongStatus
+from dayjob.limits import Limits
 from dayjob.runs import Status
 
 app = typer.Typer(
@@ -96,6 +97,9 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The id of a run
 
 
 ActionArgument = Annotated[str, typer.Argument(metavar="ACTION", help="See `dayjob actions`.")]
+
+
+OnLimitOption = StrEnum("OnLimitOption", ["stop", "ask"])
 
 
 StatusOption = StrEnum("StatusOption", {status.name: status.value for status in Status})  # type: ignore[misc]
@@ -139,6 +143,15 @@ def run(
     input_json: Annotated[
         str | None, typer.Option("--input-json", metavar="JSON", help="The whole input as a JSON object.")
     ] = None,
+    max_dollars: Annotated[
+        float | None, typer.Option(help="What it may cost, with all its children.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="How many tokens its model calls may take.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="How many steps it may do.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="How long it may last, waiting included.")] = None,
+    on_limit: Annotated[
+        OnLimitOption | None, typer.Option(help="Stop at a limit, or ask for a higher one.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -147,14 +160,27 @@ def run(
     file, jobs = load(target)
     job = job_of(target, jobs)
     request = request_for(job, input or [], input_json)
+    limits = _limits(max_dollars, max_tokens, max_steps, max_seconds, on_limit)
     work = Work(store, model, jobs, as_json)
 
     async def begin(app: Dayjob) -> str:
         tags = [f"model={model}"] if model else []
-        handle = await app.submit(request, source=f"{file}:{job.name}", tags=tags)
+        handle = await app.submit(request, source=f"{file}:{job.name}", tags=tags, limits=limits)
         return handle.id
 
     leave(work.until_it_stops(begin))
+
+
+def _limits(
+    dollars: float | None,
+    tokens: int | None,
+    steps: int | None,
+    seconds: float | None,
+    on_limit: OnLimitOption | None,
+) -> Limits | None:
+    if on_limit is None and dollars is tokens is steps is seconds is None:
+        return None
+    return Limits(dollars, tokens, steps, seconds, on_limit.value if on_limit else "stop")
 
 
 @app.command()
@@ -267,7 +293,8 @@ def show(
             elif as_json:
                 print_json(await document(app, run))
             else:
-                show_run(record, steps, await waits_of(app, record), store)
+                waits = await waits_of(app, record)
+                show_run(record, steps, waits, await app.limits(run), store)
 
     asyncio.run(look())
 

@@ -125,13 +125,20 @@ def new_table(*columns: str) -> Table:
     return table
 
 
-def show_run(record: RunRecord, steps: Sequence[StepRecord], waits: Sequence[Action], store: str) -> None:
+def show_run(
+    record: RunRecord,
+    steps: Sequence[StepRecord],
+    waits: Sequence[Action],
+    limits: dict[str, Any] | None,
+    store: str,
+) -> None:
     out.print(Text.assemble((record.job, "bold"), "  ", record.id), soft_wrap=True)
     out.print(trace.totals(record, steps), soft_wrap=True)
     facts = {
         "begun": f"{trace.clock(record.created)}, {trace.ago(record.created)}",
         "reason": record.reason if record.status != Status.COMPLETED else None,
         "verdict": None if record.success is None else _verdict(record),
+        "limits": _limits_text(record, limits or {}),
         "from": record.source,
         "version": record.version,
         "parent": record.parent,
@@ -155,6 +162,23 @@ def show_run(record: RunRecord, steps: Sequence[StepRecord], waits: Sequence[Act
         out.print()
     for text in how_to_answer(waits, store):
         out.print(text, soft_wrap=True)
+
+
+def _limits_text(record: RunRecord, limits: dict[str, Any]) -> str:
+    """What of each limit is spent."""
+    parts = [
+        f"{limits[name]['spent']:,} of {limits[name]['limit']:,} {name}"
+        for name in ("tokens", "steps")
+        if name in limits
+    ]
+    if dollars := limits.get("dollars"):
+        parts.insert(0, f"{trace.money(dollars['spent'])} of {trace.money(dollars['limit'])}")
+    if time_limit := limits.get("seconds"):
+        passed = (record.ended or time.time()) - (time_limit["since"] or record.created)
+        parts.append(f"{trace.seconds(passed)} of {trace.seconds(time_limit['limit'])}")
+    family = limits.get("run", record.id)
+    of = "" if family == record.id else f" (with its family, {family})"
+    return " · ".join(parts) + of
 
 
 def _verdict(record: RunRecord) -> str:
@@ -232,6 +256,7 @@ def log_event(name: str, fields: dict[str, Any]) -> None:
             f"{fields['run']} {fields['job']} {fields['status']}"
             + (f": {fields['reason']}" if fields["reason"] and fields["status"] != Status.COMPLETED else "")
         ),
+        "run.limit": lambda: f"{fields['run']} reached its limit of {fields['allowed']:g} {fields['limit']}",
         "run.lost": lambda: f"{fields['run']} is another worker's now",
         "run.warning": lambda: f"{fields['run']} ! step {fields['step']!r}: {fields['message']}",
         "worker.took_over": lambda: f"took over {len(fields['runs'])} runs of dead workers",
@@ -259,6 +284,7 @@ async def document(app: Dayjob, run: str) -> dict[str, Any]:
         },
         "dollars": trace.cost(steps),
         "attention": await app.attention(run),
+        "limits": await app.limits(run),
         "actions": [action_fields(action) for action in await app.actions(run)],
         "steps": [_step_fields(step) for step in steps],
     }

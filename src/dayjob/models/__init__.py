@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dayjob.errors import InputError
 
@@ -84,6 +84,16 @@ class Model(Protocol):
     async def reply(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply: ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A model that can say beforehand what a call costs; a run with a limit of dollars calls no other.
+
+    `price` is the most that the request may cost with that usage, None when the price is unknown.
+    """
+
+    def price(self, request: ModelRequest, usage: Usage) -> float | None: ...
 
 
 def open_model(model: str | Model) -> Model:

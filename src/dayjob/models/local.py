@@ -80,6 +80,9 @@ class Local:
         finish = "tool_calls" if calls else event.finish
         return ModelReply(text, calls, event.usage, 0.0, finish, engine.model)
 
+    def price(self, request: ModelRequest, usage: Usage) -> float | None:
+        return 0.0
+
     async def close(self) -> None:
         with self._starting:
             engine, self._engine = self._engine, None

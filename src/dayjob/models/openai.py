@@ -100,6 +100,10 @@ class OpenAI:
                 on_text(text)
         return await self._finished(answer)
 
+    def price(self, request: ModelRequest, usage: Usage) -> float | None:
+        tier = request.options.get("service_tier")
+        return dollars(self._model, usage, base_url=self._base_url, tier=tier)
+
     async def close(self) -> None:
         client, self._client = self._client, None
         if client is not None and self._loop is asyncio.get_running_loop():
@@ -245,18 +249,22 @@ class OpenAI:
 
         match error:
             case openai.APITimeoutError() if _is_connecting(error):
-                return ModelUnavailable(f"{self._where} cannot be reached: no answer to the connection")
+                return _not_sent(f"{self._where} cannot be reached: no answer to the connection")
             case openai.APITimeoutError():
                 return ModelTimeout(f"{self._where} sent nothing for {self._timeout:g} seconds{when}")
             case openai.APIConnectionError() if when:
                 return ModelUnavailable(f"the stream from {self._where} broke off{when}: {_cause(error)}")
+            case openai.APIConnectionError() if _is_connecting(error):
+                return _not_sent(f"{self._where} cannot be reached: {_cause(error)}")
             case openai.APIConnectionError():
                 return ModelUnavailable(f"{self._where} cannot be reached: {_cause(error)}")
             case openai.APIStatusError():
                 return self._refused(error.status_code, error.body, error.response.headers)
             case openai.APIError():
                 # An error inside the stream: the status was 200, its own code says more.
-                return self._refused(_status_in(error.body), error.body, {})
+                broken = self._refused(_status_in(error.body), error.body, {})
+                broken.may_be_billed = True
+                return broken
         return ModelUnavailable(f"{self._where}: {self._detail(str(error))}")
 
     def _refused(self, status: int, body: object, headers: Mapping[str, str]) -> ModelError:
@@ -484,6 +492,12 @@ def _is_http(address: str) -> bool:
 
 def _is_connecting(error: BaseException) -> bool:
     return "Connect" in type(error.__cause__).__name__
+
+
+def _not_sent(message: str) -> ModelUnavailable:
+    error = ModelUnavailable(message)
+    error.may_be_billed = False
+    return error
 
 
 def _cause(error: BaseException) -> str:

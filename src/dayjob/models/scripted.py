@@ -36,7 +36,8 @@ class Scripted:
     an error to raise, a `Delay`, a whole `ModelReply`, or any other JSON value or pydantic model,
     said as JSON (for `returns=`). A list that runs out is a `ModelRefused` naming the call.
 
-    `price` is dollars a call, a function of the usage, or None for a model of unknown price. Tokens
+    `price` is dollars a call, a function of the usage, or None for a model of unknown price. A limit of
+    dollars asks it beforehand too, with the most that the usage may be. Tokens
     are a guess that costs nothing to make: a quarter of the characters of the last message, and of
     the reply. `requests` holds what the model was told, unless `keep_requests` is false.
     """
@@ -76,6 +77,9 @@ class Scripted:
             on_text(piece)
         return reply
 
+    def price(self, request: ModelRequest, usage: Usage) -> float | None:
+        return self._price(usage) if callable(self._price) else self._price
+
     async def close(self) -> None:
         pass
 
@@ -111,7 +115,7 @@ class Scripted:
             text,
             calls,
             usage,
-            self._price(usage) if callable(self._price) else self._price,
+            self.price(request, usage),
             "length" if too_long else "tool_calls" if calls else "stop",
             self.name,
         )

@@ -18,6 +18,79 @@ from dayjob.errors import InputError
 from dayjob.runs import RunRecord, Status, StepRecord
 
 
+@dataclass(frozen=True, slots=True)
+class BudgetRecord:
+    """What a run, with all its children, may spend, and what of it is spent or in flight.
+
+    Dollars are billionths. `started` is when the run first started, None before that.
+    """
+
+    home: str
+    run: str
+    on_limit: str
+    max_dollars: int | None
+    max_tokens: int | None
+    max_steps: int | None
+    max_seconds: float | None
+    spent_dollars: int
+    spent_tokens: int
+    spent_steps: int
+    reserved_dollars: int
+    reserved_tokens: int
+    reserved_steps: int
+    started: float | None
+
+
+class Reservation(NamedTuple):
+    """The most that one attempt of a step may cost.
+
+    With `rest_of`, the (dollars, tokens) spent that it was computed from, it asks for all that is left:
+    granted only while nothing else is in flight and no more is spent.
+    """
+
+    home: str
+    run: str
+    epoch: int
+    budget: str
+    key: str
+    attempt: int
+    dollars: int
+    tokens: int
+    steps: int
+    rest_of: tuple[int, int] | None = None
+
+
+class Reserved(NamedTuple):
+    """The answer to a reservation; not `held`: the run is another worker's now."""
+
+    granted: bool
+    held: bool
+    budget: BudgetRecord
+
+
+class Settlement(NamedTuple):
+    """What a reserved step did cost; None: all that was reserved. Without a reservation it changes nothing."""
+
+    key: str
+    attempt: int
+    dollars: int | None = None
+    tokens: int | None = None
+    steps: int | None = None
+
+
+class Raise(NamedTuple):
+    """The answer to the question for a higher limit: the new one, or None to stop at the limits from now on.
+
+    Whoever else of the family asks this question gets the same answer.
+    """
+
+    budget: str
+    question: str
+    limit: str
+    value: float | None
+    answer: bytes
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
     """What one run writes at once: all of it or, when the run was lost, none of it.
@@ -46,6 +119,8 @@ class Entry:
     intent: bool = False
     """Something is about to be sent: refused, with IntentRefused, if the run was cancelled."""
 
+    settled: Settlement | None = None
+    raised: Raise | None = None
     more: bool = False
     """Set when any field below `update` is used: plain rows, by far the most, are written in bulk."""
 
@@ -184,6 +259,7 @@ class Store(Protocol):
     async def forgive(self, run: str) -> None: ...
     async def sweep(self, max_attempts: int) -> Swept: ...
     async def reclaim(self, worker: str, runs: Sequence[tuple[str, int]]) -> int: ...
+    async def reserve(self, reservation: Reservation) -> Reserved: ...
     async def remember(self, project: str, name: str, value: bytes) -> None: ...
     async def create_thread(self, project: str, thread: str) -> None: ...
     async def append_message(self, thread: str, message: bytes) -> str: ...
@@ -218,6 +294,7 @@ class Store(Protocol):
         self, thread: str, up_to: int | None = None
     ) -> list[tuple[int, str, bytes]]: ...
     async def summary(self, project: str = "default") -> list[dict[str, Any]]: ...
+    async def budget(self, home: str, run: str) -> BudgetRecord | None: ...
     async def workers(self) -> list[WorkerRecord]: ...
 
 

@@ -15,7 +15,20 @@ from typing import Any
 
 from dayjob.errors import StoreError, SubmitConflict, ThreadBusy, UnknownRun
 from dayjob.runs import RunRecord, Status, StepRecord, new_id
-from dayjob.stores import Beat, End, Entry, Held, InboxItem, Loaded, Swept, Wanted, WorkerRecord
+from dayjob.stores import (
+    Beat,
+    End,
+    Entry,
+    Held,
+    InboxItem,
+    Loaded,
+    Reservation,
+    Reserved,
+    Swept,
+    Wanted,
+    WorkerRecord,
+)
+from dayjob.stores.sqlite_budgets import open_budget, raising, reserve, settlement, spend_what_is_reserved
 from dayjob.stores.sqlite_ends import (
     admit_delayed,
     bury_dead_workers,
@@ -124,6 +137,10 @@ class SQLiteStore(SQLiteReads):
         if entry.progress is not None:
             done, total = entry.progress
             statements.append((_PROGRESS, {**fence, "done": done, "total": total}))
+        if entry.settled is not None:
+            statements += settlement(entry.home, entry.run, entry.settled)
+        if entry.raised is not None:
+            statements += raising(entry.home, entry.run, entry.raised)
         return statements
 
     # --- the life of a run ---------------------------------------------------------------------
@@ -165,6 +182,7 @@ class SQLiteStore(SQLiteReads):
                     run.admitted = 0
             for statement, values in insert_run(run):
                 connection.execute(statement, values)
+            open_budget(connection, run)
             return run
 
         return await self._writer.run(transaction)
@@ -256,6 +274,8 @@ class SQLiteStore(SQLiteReads):
                 ).fetchone()
                 run = run_of(row)
                 run.input = input_of(connection, run)
+                if run.budget is not None:
+                    spend_what_is_reserved(connection, home, id)
                 begun = run.epoch > 1 or run.wakes > 0
                 claimed.append((run, load(connection, home, id, run.epoch) if begun else None))
             return claimed
@@ -268,12 +288,17 @@ class SQLiteStore(SQLiteReads):
         """Lets go of a run that waits. WOKEN: something came meanwhile, and it is still held."""
 
         def transaction(connection: sqlite3.Connection) -> Held:
-            changed = connection.execute(
+            parked = connection.execute(
                 "UPDATE runs SET status = ?, worker = NULL, attempts = 0, due = ? "
-                "WHERE home = ? AND id = ? AND epoch = ? AND wakes = ? AND status = 'in_progress'",
+                "WHERE home = ? AND id = ? AND epoch = ? AND wakes = ? AND status = 'in_progress' "
+                "RETURNING budget",
                 (status, due, home, run, epoch, wakes),
-            ).rowcount
-            return Held.DONE if changed else _why_not(connection, home, run, epoch)
+            ).fetchone()
+            if parked is None:
+                return _why_not(connection, home, run, epoch)
+            if parked[0] is not None:
+                spend_what_is_reserved(connection, home, run)
+            return Held.DONE
 
         return await self._writer.run(transaction)
 
@@ -476,6 +501,10 @@ class SQLiteStore(SQLiteReads):
             )
 
         return await self._writer.run(transaction)
+
+    async def reserve(self, reservation: Reservation) -> Reserved:
+        """Sets aside the most that a step may cost. Not granted: it does not fit, or the run is not held."""
+        return await self._writer.run(lambda connection: reserve(connection, reservation))
 
     async def remember(self, project: str, name: str, value: bytes) -> None:
         values = {"project": project, "name": name, "value": value, "now": self._clock()}

@@ -33,7 +33,8 @@ CREATE TABLE runs (
     parent_key      TEXT,                       -- the parent's step that waits for this run
     submit_key      TEXT,
     tags            BLOB,
-    limits          BLOB,
+    limits          BLOB,                       -- as it was submitted; what counts stands in `budgets`
+    budget          TEXT,                       -- the run whose budget it draws on; NULL: no limits
     source          TEXT,                       -- FILE:JOB, when started from a file
     pinned          INTEGER NOT NULL DEFAULT 0, -- only its own version may go on with it
     changed         INTEGER NOT NULL DEFAULT 0, -- resumed to run changed step functions again
@@ -127,6 +128,38 @@ CREATE TABLE messages (
     hash  BLOB NOT NULL,
     bytes BLOB NOT NULL,
     PRIMARY KEY (home, hash)
+);
+
+-- What a run, with all its children, may spend. Dollars are billionths, so that sums are exact. What is in
+-- flight is reserved: never spent + reserved > max, and a worker that dies leaves its reservations spent.
+CREATE TABLE budgets (
+    home             TEXT    NOT NULL,
+    run              TEXT    NOT NULL,
+    on_limit         TEXT    NOT NULL,          -- stop, ask
+    max_dollars      INTEGER,
+    max_tokens       INTEGER,
+    max_steps        INTEGER,
+    max_seconds      REAL,                      -- since the run first started
+    spent_dollars    INTEGER NOT NULL DEFAULT 0,
+    spent_tokens     INTEGER NOT NULL DEFAULT 0,
+    spent_steps      INTEGER NOT NULL DEFAULT 0,
+    reserved_dollars INTEGER NOT NULL DEFAULT 0,
+    reserved_tokens  INTEGER NOT NULL DEFAULT 0,
+    reserved_steps   INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (home, run)
+);
+
+-- A step in flight: the most that it may cost. Deleted in the transaction that writes the step's row.
+CREATE TABLE reservations (
+    home    TEXT    NOT NULL,
+    run     TEXT    NOT NULL,
+    key     TEXT    NOT NULL,
+    attempt INTEGER NOT NULL,
+    budget  TEXT    NOT NULL,
+    dollars INTEGER NOT NULL,
+    tokens  INTEGER NOT NULL,
+    steps   INTEGER NOT NULL,
+    PRIMARY KEY (home, run, key, attempt)
 );
 
 -- Values sent to a run by name, before it asks for them.

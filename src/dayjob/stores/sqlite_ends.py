@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dayjob.runs import Kind, RunRecord, Status
 from dayjob.stores import End
 from dayjob.stores.process import is_gone
+from dayjob.stores.sqlite_budgets import spend_what_is_reserved
 from dayjob.stores.sqlite_rows import ENDED, HELD, PARKED, insert_run
 
 _WAKE = f"""
@@ -30,7 +31,7 @@ UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coal
                   coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), count(*)
              FROM steps WHERE home = :home AND run = :run)
  WHERE home = :home AND id = :run AND epoch = :epoch AND wakes = :wakes AND status IN {HELD}
-RETURNING parent, parent_key, thread
+RETURNING parent, parent_key, thread, budget
 """
 
 
@@ -59,7 +60,9 @@ def settle(
     ).fetchone()  # fmt: skip
     if settled is None:
         return False
-    parent, parent_key, thread = settled
+    parent, parent_key, thread, budget = settled
+    if budget is not None:
+        spend_what_is_reserved(connection, home, run)
     if following is not None:
         for statement, values in insert_run(following):
             connection.execute(statement, values)
@@ -161,6 +164,7 @@ def take_over(connection: sqlite3.Connection, now: float, max_attempts: int) -> 
             "status = CASE status WHEN 'in_progress' THEN 'queued' ELSE status END WHERE home = ? AND id = ?",
             (attempts, home, id),
         )
+        spend_what_is_reserved(connection, home, id)
         taken_over.append(id)
     return taken_over, poisoned
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from dayjob.errors import StoreUnavailable
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
-from dayjob.stores import InboxItem, Loaded, WorkerRecord
+from dayjob.stores import BudgetRecord, InboxItem, Loaded, WorkerRecord
+from dayjob.stores.sqlite_budgets import read_budget
 from dayjob.stores.sqlite_file import MIGRATIONS, SQLiteFile
 from dayjob.stores.sqlite_rows import (
     ENDED,
@@ -328,6 +329,10 @@ class SQLiteReads:
             }
 
         return await self._read(query)
+
+    async def budget(self, home: str, run: str) -> BudgetRecord | None:
+        """What may be spent and is spent; None for a run without limits of its own."""
+        return await self._read(lambda c: read_budget(c, home, run))
 
     async def workers(self) -> list[WorkerRecord]:
         return await self._read(
