@@ -22,7 +22,7 @@ from dayjob.errors import DayjobError, InputError, ModelNotConfigured, StepError
 from dayjob.events import Events
 from dayjob.jobs import Job, Request
 from dayjob.join import Wait
-from dayjob.journal import DEFER_SCOPE, Journal, Scope, error_bytes
+from dayjob.journal import DEFER_SCOPE, UNDO_SCOPE, Journal, Scope, error_bytes
 from dayjob.models import Model, open_model
 from dayjob.run import Run, new_run
 from dayjob.runs import Kind, RunRecord, Status, StepRecord, is_action

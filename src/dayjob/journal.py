@@ -25,6 +25,8 @@ from dayjob.values import Redactor
 
 DEFER_SCOPE = "#defer"
 """Where what was deferred is written: done at the end, whatever path led to it."""
+UNDO_SCOPE = "#undo"
+"""Where it is written what was taken back: that stands, whatever other path newer code takes."""
 WALKED = ""
 """The version on the row of a scope that every replay enters: no code's, so it is matched as another version's."""
 _ESCAPES = {"%": "%25", "/": "%2F", "#": "%23"}
@@ -217,7 +219,7 @@ class Journal:
         return [
             row
             for row in self._unvisited.values()
-            if row.scope != DEFER_SCOPE
+            if row.scope not in (DEFER_SCOPE, UNDO_SCOPE)
             and (row.scope in places or any(_is_below(row.key, place, scope.used) for place in places))
         ]
 
@@ -226,6 +228,7 @@ class Journal:
         for row in rows:
             self._unvisited.pop((row.key, row.attempt), None)
             self.open.pop(row.key, None)
+            self.effects.supersede(row)
             if row in self._earlier.get(row.scope, ()):
                 self._earlier[row.scope].remove(row)
         scope.earlier = []

@@ -48,6 +48,12 @@ class Effects:
         if row.call_key is not None:
             self._latest[row.call_key] = row
 
+    def supersede(self, row: StepRecord) -> None:
+        """Changed code left this call behind: an equal one may adopt it."""
+        latest = self._latest.get(row.call_key or "")
+        if latest is not None and (latest.key, latest.attempt) == (row.key, row.attempt):
+            latest.outcome = Outcome.SUPERSEDED
+
     def assign(self, tool: str, arguments: bytes) -> tuple[str, StepRecord | None]:
         """The key of a new call, and the superseded call that it adopts, if there is one.
 

@@ -19,7 +19,7 @@ import orjson
 from dayjob.effects import called, name_of, outcome_is_unknown, probed
 from dayjob.errors import DayjobError, InputError, NotDone, StepError
 from dayjob.jobs import Job
-from dayjob.journal import Journal, error_bytes
+from dayjob.journal import UNDO_SCOPE, Journal, error_bytes
 from dayjob.keys import Fate, fate_of, undo_key
 from dayjob.runs import Kind, Outcome, StepRecord
 from dayjob.shapes import parameter_types
@@ -28,7 +28,6 @@ from dayjob.stores import Store
 from dayjob.tools import Call, Tool, Undo
 from dayjob.values import decode, digest, encode
 
-UNDO_SCOPE = "#undo"
 UNDO_SECONDS = 60.0
 """How long an undo may take whose tool names no timeout."""
 _MANY = 5_000
