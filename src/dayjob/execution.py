@@ -158,7 +158,7 @@ class Execution:
                 return await self._release(self._pin)
             if self.end is not None:
                 return await self._finish(self.end)
-            if self._in_code == 0:
+            if self._in_code == 0 and not self._writes:
                 left = await (self._end_of_replay() if self.ending else self._park())
                 if left is not None:
                     return left
@@ -370,6 +370,35 @@ class Execution:
         )
         return self._drop(Left.SETTLED)
 
+    async def _unwind(self, end: End) -> End:
+        """What a run does before it ends so: stops its children, undoes its effects, calls what was deferred."""
+        if end.status != Status.COMPLETED:
+            await self._stop_children(end)
+        unwinding = self._unwinding()
+        effects: list[Done] = []
+        if end.status in _UNDONE:
+            if self.journal.effects.any():
+                await self._until_written()
+            effects = await unwinding.effects()
+        if not (effects or self._defers) or self.lost:
+            return end
+        if end.status != Status.COMPLETED and self.record.status != Status.UNWINDING:
+            wanted, end = end, await self._until_guarded(self.store.unwind, end)
+            self.record.status = Status.UNWINDING
+            if end is not wanted:
+                effects = await unwinding.effects()
+        await self._at_the_end(Scope(self.journal, UNDO_SCOPE, None), unwinding.undo(effects))
+        await self._run_defers()
+        return end
+
+    async def _until_written(self) -> None:
+        """Until all that was put so far is durable, or the run lost."""
+        written = self.journal.commit()
+        written.add_done_callback(lambda _: self._changed.set())
+        while not (written.done() or self.lost):
+            await self._changed.wait()
+            self._changed.clear()
+
     async def _settle(self, home: str, run: str, epoch: int, wakes: int, end: End) -> Held:
         following = self.following if end.status == Status.COMPLETED else None
         return await self.store.settle(home, run, epoch, wakes, end, following)
@@ -447,8 +476,13 @@ class Execution:
         """A write on its way: it is let finish, whatever becomes of the run meanwhile."""
         task = asyncio.create_task(sending, name=f"dayjob {self.record.id} write")
         self._writes[task] = seconds or WRITE_SECONDS
-        task.add_done_callback(lambda _: self._writes.pop(task, None))
+        task.add_done_callback(self._written)
         return task
+
+    def _written(self, task: asyncio.Task[Any]) -> None:
+        """What is on its way keeps its run from parking."""
+        self._writes.pop(task, None)
+        self._changed.set()
 
     async def _let_writes_finish(self) -> None:
         """Before the end: what was sent is recorded; what takes too long remains unknown."""
