@@ -29,7 +29,7 @@ from dayjob.runs import Kind, RunRecord, Status, StepRecord, is_action
 from dayjob.steps import DUE, RETRY_SECONDS, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
 from dayjob.tools import Tool, Undo
-from dayjob.undo import UNDO_SCOPE, Unwinding
+from dayjob.undo import Done, Unwinding
 from dayjob.values import Redactor, encode
 
 T = TypeVar("T")
@@ -342,17 +342,12 @@ class Execution:
         """What is done once at the end, and then the end itself."""
         await self._stop_tasks()
         await self._let_writes_finish()
-        if end.status != Status.COMPLETED:
-            await self._stop_children(end)
-        unwinding = self._unwinding()
-        effects = await unwinding.effects() if end.status in _UNDONE else []
-        if (effects or self._defers) and not self.lost:
-            if end.status != Status.COMPLETED and self.record.status != Status.UNWINDING:
-                end = await self._until_guarded(self.store.unwind, end)
-                self.record.status = Status.UNWINDING
-            await self._at_the_end(Scope(self.journal, UNDO_SCOPE, None), unwinding.undo(effects))
-            await self._run_defers()
-        end = await self._until_guarded(self._settle, end)
+        while not self.lost:
+            end = await self._unwind(end)
+            settled = await self._until_guarded(self._settle, end, give_way=True)
+            if settled is end:
+                break
+            end = settled
         if self.lost:
             return self._drop(Left.LOST)
         self.record.status = end.status
@@ -403,12 +398,19 @@ class Execution:
         following = self.following if end.status == Status.COMPLETED else None
         return await self.store.settle(home, run, epoch, wakes, end, following)
 
-    async def _until_guarded(self, verb: Callable[..., Awaitable[Held]], end: End) -> End:
-        """Writes how the run ends, whatever wakes it meanwhile; a cancellation that came first wins."""
+    async def _until_guarded(
+        self, verb: Callable[..., Awaitable[Held]], end: End, give_way: bool = False
+    ) -> End:
+        """Writes how the run ends, whatever wakes it meanwhile; a cancellation that came first wins.
+
+        With `give_way` nothing is written then: another end comes after other things.
+        """
         while await self._guarded(lambda *run, end=end: verb(*run, end)) is Held.WOKEN:
             loaded = await self._refresh()
             if loaded is not None and loaded.status == Status.CANCELLING and end.status != Status.CANCELLED:
                 end = End(Status.CANCELLED, loaded.reason, end.output, end.error)
+                if give_way:
+                    return end
         return end
 
     def _identity(self) -> tuple[str, str, int, int]:
@@ -432,6 +434,7 @@ class Execution:
         scope = self._last_scope = Scope(self.journal, DEFER_SCOPE, None)
         self.ending = False
         await self._at_the_end(scope, self._defer_all(scope))
+        self._defers.clear()
 
     async def _at_the_end(self, scope: Scope, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)

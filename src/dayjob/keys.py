@@ -76,6 +76,9 @@ class Effects:
                 return key, row
         raise AssertionError
 
+    def any(self) -> bool:
+        return bool(self._latest)
+
     def latest(self, key: str) -> StepRecord | None:
         """The row that a key was given to last."""
         return self._latest.get(key)
