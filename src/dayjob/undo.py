@@ -76,14 +76,26 @@ class Unwinding:
         rows = await patiently(lambda: self.store.effects(run))
         latest = {row.call_key: row for row in rows if row.call_key is not None}
         mine = [row for row in rows if row.call_key is None or latest[row.call_key] is row]
-        for row in sorted(mine, key=lambda row: row.seq or float("inf"), reverse=True):
-            if row.seq is not None and row.seq <= after:
+        children = {
+            row.child: await patiently(partial(self.store.get, row.child)) for row in mine if row.child
+        }
+
+        def place(row: StepRecord) -> float:
+            """When it finished; that of a child which ended unnoticed is after all that had finished by then."""
+            child = children.get(row.child or "")
+            if row.seq is not None or child is None or child.ended is None:
+                return row.seq or float("inf")
+            earlier = (each.seq for each in mine if each.seq and (each.ended or 0.0) <= child.ended)
+            return max(earlier, default=0) + 0.5
+
+        for row in sorted(mine, key=place, reverse=True):
+            if place(row) <= after:
                 continue
             if row.kind != Kind.RUN:
                 if (row.undo and fate_of(row) is Fate.DONE) or fate_of(row) is Fate.UNKNOWN:
                     yield Done(row, job)
                 continue
-            child = await patiently(partial(self.store.get, row.child or ""))
+            child = children.get(row.child or "")
             if child is not None:
                 async for done in self._effects_of(child.id, self._jobs.get(child.job), 0):
                     yield done
