@@ -151,8 +151,16 @@ def take_over(connection: sqlite3.Connection, now: float, max_attempts: int) -> 
         if attempts >= max_attempts and status == Status.IN_PROGRESS:
             text = f"poison: {attempts} workers died while they held it, without one finished step between"
             error = json.dumps({"type": "Poison", "message": text, "retryable": False}).encode()
-            settle(connection, now, home, id, epoch, wakes, End(Status.FAILED, text, None, error), None)
             poisoned.append(id)
+            if _left_something_behind(connection, id):
+                connection.execute(
+                    "UPDATE runs SET status = 'unwinding', outcome = 'failed', reason = ?, error = ?, worker = NULL, "
+                    "epoch = epoch + 1, attempts = 0 WHERE home = ? AND id = ?",
+                    (text, error, home, id),
+                )
+                taken_over.append(id)
+                continue
+            settle(connection, now, home, id, epoch, wakes, End(Status.FAILED, text, None, error), None)
             continue
         connection.execute(
             "UPDATE runs SET worker = NULL, epoch = epoch + 1, attempts = ?, "
@@ -161,6 +169,17 @@ def take_over(connection: sqlite3.Connection, now: float, max_attempts: int) -> 
         )
         taken_over.append(id)
     return taken_over, poisoned
+
+
+def _left_something_behind(connection: sqlite3.Connection, run: str) -> bool:
+    """Whether there may be something to undo, or a child to stop, before a run may end."""
+    return bool(
+        connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM steps WHERE run = ?1 AND call_key IS NOT NULL) "
+            "OR EXISTS (SELECT 1 FROM runs WHERE parent = ?1)",
+            (run,),
+        ).fetchone()[0]
+    )
 
 
 def warn_of_deadlines(connection: sqlite3.Connection, now: float) -> list[tuple[str, str, float]]:
