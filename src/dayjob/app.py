@@ -28,6 +28,7 @@ from dayjob.errors import (
 )
 from dayjob.events import Events, Subscriber
 from dayjob.jobs import Job, Request
+from dayjob.journal import UNDO_SCOPE
 from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
 from dayjob.run import new_run
@@ -328,7 +329,7 @@ class Dayjob:
 
         With `changed`, steps whose function's code has changed are done again, and what follows them;
         with `from_step`, that step and all that finished after it. Raises WrongStatus if it is not
-        over, or completed and neither is given.
+        over, or completed and neither is given, or if what it did was undone at its end.
         """
         record = await self.get(run_id)
         steps = await self.store.steps(run_id)
@@ -338,6 +339,8 @@ class Dayjob:
             raise WrongStatus(
                 f"{run_id}: is completed; to do some of it again, give --changed or --from STEP"
             )
+        if _was_unwound(steps):
+            raise WrongStatus(f"{run_id}: what it did was undone; start it anew")
         supersede = _superseded_by_resume(record, steps, from_step)
         self._recent.pop(run_id, None)
         if not await self.store.resume(run_id, supersede, changed):
@@ -606,6 +609,12 @@ def _check(action: Action, value: Any) -> None:
 
 def _fields(row: StepRecord) -> dict[str, Any]:
     return {name: getattr(row, name) for name in StepRecord.__dataclass_fields__}
+
+
+def _was_unwound(steps: Sequence[StepRecord]) -> bool:
+    """Whether effects were undone at the end of a run; a rollback, which is part of the job, leaves a note."""
+    rolled_back = max((step.seq or 0 for step in steps if step.name == "rollback"), default=0)
+    return any(step.scope == UNDO_SCOPE and (step.seq is None or step.seq > rolled_back) for step in steps)
 
 
 def _superseded_by_resume(
