@@ -30,6 +30,7 @@ from dayjob.values import decode, digest, encode
 
 UNDO_SECONDS = 60.0
 """How long an undo may take whose tool names no timeout."""
+LOOK_SECONDS = 0.1
 _MANY = 5_000
 
 
@@ -169,8 +170,9 @@ class Unwinding:
         if tool is None or tool.probe is None:
             self._warn(row.key, "needs attention: nobody knows whether it happened")
             return False
-        quiet = row.started + self._lease_seconds + (tool.timeout or 0.0)
-        await asyncio.sleep(max(quiet - self.journal.clock(), 0.0))
+        quiet = max(row.started + self._lease_seconds + (tool.timeout or 0.0), row.due or 0.0)
+        while (left := quiet - self.journal.clock()) > 0:  # a look at the clock now and then: it may be set
+            await asyncio.sleep(min(left, LOOK_SECONDS))
         found = await probed(tool, _call_of(row, tool), partial(self._warn, row.key))
         if found is None:
             self._warn(row.key, "needs attention: nobody knows whether it happened")
