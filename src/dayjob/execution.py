@@ -705,6 +705,7 @@ class Execution:
         return now < self.services.valid_until
 
     def warn(self, step: str, message: str) -> None:
+        message = self.services.redact.text(message)
         self.events.emit("run.warning", run=self.record.id, step=step, message=message)
 
     def model_named(self, model: str | Model | None) -> Model:
