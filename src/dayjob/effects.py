@@ -2,7 +2,8 @@
 
     read         one row, when it is done
     idempotent   the same, and always sent with the same `call.key`
-    write        a row before it is sent, the intent, and one update of it: done, failed or unknown
+    write        a row before it is sent, the intent, and one update of it: done, failed or unknown;
+                 so is an idempotent call that can be undone, or whose key its receiver forgets
 
 A write whose outcome is unknown never goes to the model as an error that invites a second payment. It
 is resolved first: by the tool's own `probe`, else by a person who is asked "did this happen?".
@@ -11,6 +12,7 @@ is resolved first: by the tool's own `probe`, else by a person who is asked "did
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from copy import copy
 from typing import Any, NamedTuple
@@ -31,6 +33,8 @@ from dayjob.values import canonical, decode, digest, schema_of, secrets_in
 PROBE_SECONDS = 60.0
 PROBE_DELAYS = (0.5, 1.0, 2.0)
 """A probe that fails is tried again after so many seconds each; then a person is asked."""
+PAUSES = (0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
+"""A receiver that knows the key is asked again after so many seconds each, and then as after the last."""
 
 _YES_OR_NO = {"type": "boolean"}
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError", "gaierror"})
@@ -101,7 +105,7 @@ class ToolStep:
         await self._be_approved()
         if tool.external:
             return await self._client_does_it(None)
-        if tool.effect == "write" or tool.key_lifetime is not None:
+        if tool.effect == "write" or tool.key_lifetime is not None or tool.undo is not None:
             return await self._write()
         release = await run.keeper.slot(tool)
         try:
@@ -138,21 +142,41 @@ class ToolStep:
         self.call_key, adopted = self.journal.effects.assign(self.name, self.written)
         if adopted is not None:
             return await self._adopt((self.call_key, adopted))
+        return await self._see_through(None)
+
+    async def _see_through(self, row: StepRecord | None) -> Any:
+        """Makes the call, or finds out about the one that was made, until it is done or has failed for good."""
         tries = self.journal.retries_of(self.key)
+        pauses = itertools.chain(PAUSES, itertools.repeat(PAUSES[-1]))
+        sent = _Sent()
         while True:
-            tries += 1
-            row = self._row(None)
-            sent = await self._intend_and_send(row, tries, insert=True)
-            if sent.delay is None:
-                return await self._came_to(row, sent)
-            assert sent.error is not None
-            await self.run.pause(self.key, tries, sent.delay, sent.error)
+            if sent.unknown and sent.error is not None and self._may_be_repeated(row):
+                await self.run.pause(self.key, tries, next(pauses), sent.error)
+            if row is None:
+                tries += 1
+                row = self._row(None)
+                sent = await self._intend_and_send(row, tries, insert=True)
+            else:
+                sent = await self._find_out(row, max(tries, 1))
+            if sent.delay is not None and sent.error is not None:
+                await self.run.pause(self.key, tries, sent.delay, sent.error)
+                row = None
+            elif not sent.unknown:
+                break
+        if sent.error is not None:
+            raise sent.error
+        return decode(sent.data or b"null", self.shape.returns)
 
     async def _intend_and_send(self, row: StepRecord, tries: int, insert: bool) -> _Sent:
         """Sends it once the intent is durable, in a task of its own: what has begun is not cut off, but recorded."""
         self.journal.effects.note(row)
         self.journal.open[row.key] = row
         release = await self.run.keeper.slot(self.tool)
+        now = self.journal.clock()
+        if insert:
+            row.started = now
+        else:
+            row.due, row.error = self._quiet_after(now), None
         try:
             rows = {"insert": (row,)} if insert else {"update": (row,)}
             await self._be_allowed(self.journal.commit(**rows, intent=True))
@@ -193,16 +217,17 @@ class ToolStep:
             if cancellings() > before:  # the worker is gone, and the outcome unknown
                 raise
             sent = _Sent(error=StepError("CancelledError", f"{self.name!r} cancelled itself"), unknown=True)
-        except Exception as problem:
-            unknown = outcome_is_unknown(problem, tool)
-            sent = _Sent(error=run.step_error(self.key, self.name, problem, tool.timeout), unknown=unknown)
-            await self._record_failure(row, sent, isinstance(problem, NotDone), tries)
-            return self._delayed(sent, tries)
+        except (Exception, SystemExit) as problem:
+            perhaps = outcome_is_unknown(problem, tool)
+            error = run.step_error(self.key, self.name, problem, tool.timeout)
+            sent = self._delayed(_Sent(error=error, unknown=perhaps and tool.effect == "write"), tries)
+            await self._record_failure(row, sent, perhaps=perhaps, not_done=isinstance(problem, NotDone))
+            return sent
         else:
             return await self._record_value(row, value)
         finally:
             keeper.busy -= 1
-        await self._record_failure(row, sent, False, tries)
+        await self._record_failure(row, sent, perhaps=True)
         return sent
 
     async def _record_value(self, row: StepRecord, value: Any) -> _Sent:
@@ -217,15 +242,18 @@ class ToolStep:
         await self._settle(row, Outcome.VALUE, data)
         return _Sent(data)
 
-    async def _record_failure(self, row: StepRecord, sent: _Sent, not_done: bool, tries: int) -> None:
+    async def _record_failure(
+        self, row: StepRecord, sent: _Sent, *, perhaps: bool, not_done: bool = False
+    ) -> None:
+        """`perhaps` it was done nevertheless: of a write that has to be found out first, of others just be known."""
         assert sent.error is not None
         if sent.unknown:
             row.error = self.journal.redact(error_bytes(sent.error, unknown=True))
             self.run.keeper.warn(self.key, f"its outcome is unknown: {sent.error}")
             await self.journal.commit(update=(row,))
             return
-        again = self._delayed(sent, tries).delay is not None
-        error = error_bytes(sent.error, retried=again, not_done=not_done)
+        again = sent.delay is not None
+        error = error_bytes(sent.error, retried=again, unknown=perhaps, not_done=not_done)
         await self._settle(row, Outcome.SUPERSEDED if again else Outcome.ERROR, error=error)
 
     def _delayed(self, sent: _Sent, tries: int) -> _Sent:
@@ -251,13 +279,6 @@ class ToolStep:
         self.journal.finish(row, outcome, data, None if error is None else self.journal.redact(error))
         self.journal.effects.note(row)
 
-    async def _came_to(self, row: StepRecord, sent: _Sent) -> Any:
-        if sent.unknown:
-            return await self._resolve(row)
-        if sent.error is not None:
-            raise sent.error
-        return decode(sent.data or b"null", self.shape.returns)
-
     # --- what nobody knows the outcome of ------------------------------------------------------------
 
     async def _resolve(self, row: StepRecord) -> Any:
@@ -265,9 +286,11 @@ class ToolStep:
         self.call_key = row.call_key or ""
         self.journal.effects.note(row)
         self.journal.open[row.key] = row
-        now = self.journal.clock()
-        if self.tool.key_lifetime is not None and now - row.started < self.tool.key_lifetime:
-            return await self._send_again(row)
+        return await self._see_through(row)
+
+    async def _find_out(self, row: StepRecord, tries: int) -> _Sent:
+        if self._may_be_repeated(row):
+            return await self._intend_and_send(row, tries, insert=False)
         found: Found | NotDone | None = None
         if self.tool.probe is not None:
             await self._until_quiet(row)
@@ -275,26 +298,31 @@ class ToolStep:
         if found is None:
             found = await self._ask_what_happened()
         if isinstance(found, Found):
-            return await self._came_to(row, await self._record_value(row, found.value))
+            return await self._record_value(row, found.value)
         if row.error is None:  # a crash cut it off: this is still the same call
-            return await self._send_again(row)
+            return await self._intend_and_send(row, tries, insert=False)
         error = StepError("NotDone", f"{self.name}: {stored_message(row)}. It did not happen", step=self.key)
         await self._settle(row, Outcome.ERROR, error=error_bytes(error, not_done=True))
-        raise error
+        return _Sent(error=error)
 
-    async def _send_again(self, row: StepRecord) -> Any:
-        """The same call, with the same key."""
-        row.started, row.due, row.error = self.journal.clock(), None, None
-        tries = self.journal.retries_of(self.key) + 1
-        return await self._came_to(row, await self._intend_and_send(row, tries, insert=False))
+    def _may_be_repeated(self, row: StepRecord | None) -> bool:
+        """Whether the receiver still knows the key, counted from when it first got it."""
+        if row is None:
+            return False
+        if self.tool.key_lifetime is None:
+            return self.tool.effect == "idempotent"
+        return self.journal.clock() - row.started < self.tool.key_lifetime
 
     async def _until_quiet(self, row: StepRecord) -> None:
         """A frozen worker that thaws may still be sending: until its lease and the tool's time are over."""
-        quiet = row.started + self.run.keeper.lease_seconds + (self.tool.timeout or 0.0)
+        quiet = max(self._quiet_after(row.started), row.due or 0.0)
         if self.journal.clock() < quiet:
             row.due = quiet
             self.journal.put(update=(row,))
             await self.run.answered(row, mark=False)
+
+    def _quiet_after(self, sent: float) -> float:
+        return sent + self.run.keeper.lease_seconds + (self.tool.timeout or 0.0)
 
     async def _ask_what_happened(self) -> Found | NotDone:
         result = {

@@ -58,7 +58,8 @@ class Effects:
         """The key of a new call, and the superseded call that it adopts, if there is one.
 
         Equal calls are numbered. A call that failed leaves its number to the next equal one, so that a
-        receiver can recognise it, unless it certainly was not done.
+        receiver can recognise it, unless it certainly was not done. One of unknown outcome that ended in
+        an error was idempotent: it may be made again.
         """
         for number in itertools.count():
             key = digest(canonical([self._run, tool, number]) + arguments).hex()
@@ -69,7 +70,7 @@ class Effects:
                     return key, None
                 continue
             fate = fate_of(row)
-            if fate is Fate.FAILED:
+            if fate is Fate.FAILED or (fate is Fate.UNKNOWN and row.outcome == Outcome.ERROR):
                 return key, None
             left_behind = row.outcome == Outcome.SUPERSEDED and not self.was_undone(key)
             if left_behind and fate in (Fate.DONE, Fate.UNKNOWN):

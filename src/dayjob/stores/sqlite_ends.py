@@ -23,7 +23,10 @@ UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coal
            SELECT value FROM steps WHERE home = :home AND run = :run AND kind = 'note' AND name = 'partial'
             ORDER BY seq DESC LIMIT 1) END),
        attention = (SELECT count(*) FROM steps WHERE home = :home AND run = :run AND call_key IS NOT NULL
-           AND (outcome IS NULL OR (scope = '#undo' AND outcome = 'error'))),
+           AND (outcome IS NULL OR (scope = '#undo' AND outcome = 'error') OR (
+               outcome = 'error' AND json_extract(error, '$.unknown') AND NOT EXISTS (
+                   SELECT 1 FROM steps AS later WHERE later.home = :home AND later.run = :run
+                      AND later.call_key = steps.call_key AND later.seq > steps.seq)))),
        (dollars, input_tokens, output_tokens, steps) = (
            SELECT CASE WHEN sum(kind = 'model' AND dollars IS NULL AND outcome <> 'cancelled') THEN NULL
                        ELSE coalesce(sum(dollars), 0) END,
