@@ -180,9 +180,12 @@ class ToolStep:
         try:
             rows = {"insert": (row,)} if insert else {"update": (row,)}
             await self._be_allowed(self.journal.commit(**rows, intent=True))
+            if not self.run.keeper.valid(self.journal.clock()):
+                await self.run.keeper.ready(self.run.scope)
         except asyncio.CancelledError:
             release()
-            if not self.run.scope.closed:  # it was not sent, and never will be
+            if insert:  # it was not sent, and never will be; a copy, since the intent may not be written yet
+                row = copy(row)
                 self._finish(row, Outcome.CANCELLED, error=error_bytes(_not_sent(self.name), not_done=True))
                 self.journal.put(update=(row,))
             raise
