@@ -236,8 +236,9 @@ class ToolStep:
     async def _record_value(self, row: StepRecord, value: Any) -> _Sent:
         try:
             data = self.run.encode(f"tool {self.name!r}", value, self.shape.returns)
-        except StepError as unstorable:
-            problem = unstorable
+            decode(data, self.shape.returns)
+        except (StepError, InputError) as unstorable:
+            problem = self.run.step_error(self.key, self.name, unstorable)
             message = f"{problem.message}. It was done: do not repeat it"
             problem = StepError(problem.type, message, step=self.key)
             await self._settle(row, Outcome.ERROR, error=error_bytes(problem, done=True))
