@@ -352,7 +352,7 @@ class ToolStep:
     async def _be_approved(self) -> None:
         """Returns once a person approved these arguments; a refusal is the call's error."""
         try:
-            needed = self.tool.needs_approval(self.arguments)
+            needed = self._was_asked() or self.tool.needs_approval(self.arguments)
         except Exception as problem:
             await self._fail(self.run.step_error(self.key, f"approve= of {self.name}", problem))
             return
@@ -370,6 +370,10 @@ class ToolStep:
             reason = self.journal.reasons.get(self.key + APPROVE)
             told = f"{self.name}: a person refused it{f': {reason}' if reason else ''}"
             await self._fail(StepError("Rejected", told, step=self.key))
+
+    def _was_asked(self) -> bool:
+        """The verdict that somebody has to approve stands, whatever the predicate says on replay."""
+        return self.key + APPROVE in self.run.scope.mine or self.key + APPROVE in self.journal.open
 
     async def _ask(
         self, name: str, question: str, schema: dict[str, Any], deadline: Deadline | None = None
