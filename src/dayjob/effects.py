@@ -524,7 +524,8 @@ def outcome_is_unknown(problem: BaseException, tool: Tool[..., Any]) -> bool:
             return True
         if _status_of(cause) >= _SERVER_ERROR:
             return True
-        cause = cause.__cause__ or getattr(cause, "reason", None)
+        raised_while = None if cause.__suppress_context__ else cause.__context__
+        cause = cause.__cause__ or getattr(cause, "reason", None) or raised_while
         cause = cause if isinstance(cause, BaseException) else None
     return False
 
