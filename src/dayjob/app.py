@@ -378,6 +378,8 @@ class Dayjob:
             raise WrongStatus(
                 f"{run_id}: is completed; to do some of it again, give --changed or --from STEP"
             )
+        if _was_unwound(steps):
+            raise WrongStatus(f"{run_id}: what it did was undone; start it anew")
         supersede = _superseded_by_resume(record, steps, from_step)
         self._recent.pop(run_id, None)
         if not await self.store.resume(run_id, supersede, changed):
@@ -653,6 +655,12 @@ _ACTION_KINDS = {APPROVE: "approval", HAPPENED: "happened", CHANGED: "change"}
 
 def _fields(row: StepRecord) -> dict[str, Any]:
     return {name: getattr(row, name) for name in StepRecord.__dataclass_fields__}
+
+
+def _was_unwound(steps: Sequence[StepRecord]) -> bool:
+    """Whether effects were undone at the end of a run; a rollback, which is part of the job, leaves a note."""
+    rolled_back = max((step.seq or 0 for step in steps if step.name == "rollback"), default=0)
+    return any(step.scope == UNDO_SCOPE and (step.seq is None or step.seq > rolled_back) for step in steps)
 
 
 def _superseded_by_resume(

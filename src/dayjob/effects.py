@@ -2,7 +2,8 @@
 
     read         one row, when it is done
     idempotent   the same, and always sent with the same `call.key`
-    write        a row before it is sent, the intent, and one update of it: done, failed or unknown
+    write        a row before it is sent, the intent, and one update of it: done, failed or unknown;
+                 so is an idempotent call that can be undone, or whose key its receiver forgets
 
 A write whose outcome is unknown never goes to the model as an error that invites a second payment. It
 is resolved first: by the tool's own `probe`, else by a person who is asked "did this happen?".
@@ -11,6 +12,7 @@ is resolved first: by the tool's own `probe`, else by a person who is asked "did
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from copy import copy
 from functools import partial
@@ -34,6 +36,8 @@ from dayjob.values import canonical, decode, digest, schema_of, secrets_in
 PROBE_SECONDS = 60.0
 PROBE_DELAYS = (0.5, 1.0, 2.0)
 """A probe that fails is tried again after so many seconds each; then a person is asked."""
+PAUSES = (0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
+"""A receiver that knows the key is asked again after so many seconds each, and then as after the last."""
 
 _YES_OR_NO = {"type": "boolean"}
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError", "gaierror"})
@@ -104,7 +108,7 @@ class ToolStep:
         await self._be_approved()
         if tool.external:
             return await self._client_does_it(None)
-        if tool.effect == "write" or tool.key_lifetime is not None:
+        if tool.effect == "write" or tool.key_lifetime is not None or tool.undo is not None:
             return await self._write()
         release = await run.keeper.slot(tool)
         try:
@@ -141,30 +145,53 @@ class ToolStep:
         self.call_key, adopted = self.journal.effects.assign(self.name, self.written)
         if adopted is not None:
             return await self._adopt((self.call_key, adopted))
+        return await self._see_through(None)
+
+    async def _see_through(self, row: StepRecord | None) -> Any:
+        """Makes the call, or finds out about the one that was made, until it is done or has failed for good."""
         tries = len(self.journal.retries_of(self.key))
+        pauses = itertools.chain(PAUSES, itertools.repeat(PAUSES[-1]))
+        sent = _Sent()
         while True:
-            tries += 1
-            held = None if self.run.keeper.budget is None else await hold_step(self.run, self.key)
-            if held is not None:
-                held.spend_all()
-            row = self._row(None)
-            sent = await self._intend_and_send(row, tries, insert=True)
-            if sent.delay is None:
-                return await self._came_to(row, sent)
-            assert sent.error is not None
-            await self.run.pause(self.key, tries, sent.delay, sent.error)
+            if sent.unknown and sent.error is not None and self._may_be_repeated(row):
+                await self.run.pause(self.key, tries, next(pauses), sent.error)
+            if row is None:
+                tries += 1
+                held = None if self.run.keeper.budget is None else await hold_step(self.run, self.key)
+                if held is not None:
+                    held.spend_all()
+                row = self._row(None)
+                sent = await self._intend_and_send(row, tries, insert=True)
+            else:
+                sent = await self._find_out(row, max(tries, 1))
+            if sent.delay is not None and sent.error is not None:
+                await self.run.pause(self.key, tries, sent.delay, sent.error)
+                row = None
+            elif not sent.unknown:
+                break
+        if sent.error is not None:
+            raise sent.error
+        return decode(sent.data or b"null", self.shape.returns)
 
     async def _intend_and_send(self, row: StepRecord, tries: int, insert: bool) -> _Sent:
         """Sends it once the intent is durable, in a task of its own: what has begun is not cut off, but recorded."""
         self.journal.effects.note(row)
         self.journal.open[row.key] = row
         release = await self.run.keeper.slot(self.tool)
+        now = self.journal.clock()
+        if insert:
+            row.started = now
+        else:
+            row.due, row.error = self._quiet_after(now), None
         try:
             rows = {"insert": (row,)} if insert else {"update": (row,)}
             await self._be_allowed(self.journal.commit(**rows, intent=True))
+            if not self.run.keeper.valid(self.journal.clock()):
+                await self.run.keeper.ready(self.run.scope)
         except asyncio.CancelledError:
             release()
-            if not self.run.scope.closed:  # it was not sent, and never will be
+            if insert:  # it was not sent, and never will be; a copy, since the intent may not be written yet
+                row = copy(row)
                 self._finish(row, Outcome.CANCELLED, error=error_bytes(_not_sent(self.name), not_done=True))
                 self.journal.put(update=(row,))
             raise
@@ -201,25 +228,24 @@ class ToolStep:
                 raise
             sent = _Sent(error=StepError("CancelledError", f"{self.name!r} cancelled itself"), unknown=True)
         except (Exception, SystemExit) as problem:
-            unknown = outcome_is_unknown(problem, tool)
-            sent = _Sent(
-                error=run.step_error(self.key, self.name, problem, tool.timeout if limit.expired() else None),
-                unknown=unknown,
-            )
-            await self._record_failure(row, sent, isinstance(problem, NotDone), tries)
-            return self._delayed(sent, tries)
+            perhaps = outcome_is_unknown(problem, tool)
+            error = run.step_error(self.key, self.name, problem, tool.timeout if limit.expired() else None)
+            sent = self._delayed(_Sent(error=error, unknown=perhaps and tool.effect == "write"), tries)
+            await self._record_failure(row, sent, perhaps=perhaps, not_done=isinstance(problem, NotDone))
+            return sent
         else:
             return await self._record_value(row, value)
         finally:
             keeper.busy -= 1
-        await self._record_failure(row, sent, False, tries)
+        await self._record_failure(row, sent, perhaps=True)
         return sent
 
     async def _record_value(self, row: StepRecord, value: Any) -> _Sent:
         try:
             data = self.run.encode(f"tool {self.name!r}", value, self.shape.returns)
-        except StepError as unstorable:
-            problem = unstorable
+            decode(data, self.shape.returns)
+        except (StepError, InputError) as unstorable:
+            problem = self.run.step_error(self.key, self.name, unstorable)
             message = f"{problem.message}. It was done: do not repeat it"
             problem = StepError(problem.type, message, step=self.key)
             await self._settle(row, Outcome.ERROR, error=error_bytes(problem, done=True))
@@ -227,15 +253,18 @@ class ToolStep:
         await self._settle(row, Outcome.VALUE, data)
         return _Sent(data)
 
-    async def _record_failure(self, row: StepRecord, sent: _Sent, not_done: bool, tries: int) -> None:
+    async def _record_failure(
+        self, row: StepRecord, sent: _Sent, *, perhaps: bool, not_done: bool = False
+    ) -> None:
+        """`perhaps` it was done nevertheless: of a write that has to be found out first, of others just be known."""
         assert sent.error is not None
         if sent.unknown:
             row.error = self.journal.redact(error_bytes(sent.error, unknown=True))
             self.run.keeper.warn(self.key, f"its outcome is unknown: {sent.error}")
             await self.journal.commit(update=(row,))
             return
-        again = self._delayed(sent, tries).delay is not None
-        error = error_bytes(sent.error, retried=again, not_done=not_done)
+        again = sent.delay is not None
+        error = error_bytes(sent.error, retried=again, unknown=perhaps, not_done=not_done)
         await self._settle(row, Outcome.SUPERSEDED if again else Outcome.ERROR, error=error)
 
     def _delayed(self, sent: _Sent, tries: int) -> _Sent:
@@ -261,13 +290,6 @@ class ToolStep:
         self.journal.finish(row, outcome, data, None if error is None else self.journal.redact(error))
         self.journal.effects.note(row)
 
-    async def _came_to(self, row: StepRecord, sent: _Sent) -> Any:
-        if sent.unknown:
-            return await self._resolve(row)
-        if sent.error is not None:
-            raise sent.error
-        return decode(sent.data or b"null", self.shape.returns)
-
     # --- what nobody knows the outcome of ------------------------------------------------------------
 
     async def _resolve(self, row: StepRecord) -> Any:
@@ -275,9 +297,11 @@ class ToolStep:
         self.call_key = row.call_key or ""
         self.journal.effects.note(row)
         self.journal.open[row.key] = row
-        now = self.journal.clock()
-        if self.tool.key_lifetime is not None and now - row.started < self.tool.key_lifetime:
-            return await self._send_again(row)
+        return await self._see_through(row)
+
+    async def _find_out(self, row: StepRecord, tries: int) -> _Sent:
+        if self._may_be_repeated(row):
+            return await self._intend_and_send(row, tries, insert=False)
         found: Found | NotDone | None = None
         if self.tool.probe is not None:
             await self._until_quiet(row)
@@ -285,26 +309,31 @@ class ToolStep:
         if found is None:
             found = await self._ask_what_happened()
         if isinstance(found, Found):
-            return await self._came_to(row, await self._record_value(row, found.value))
+            return await self._record_value(row, found.value)
         if row.error is None:  # a crash cut it off: this is still the same call
-            return await self._send_again(row)
+            return await self._intend_and_send(row, tries, insert=False)
         error = StepError("NotDone", f"{self.name}: {stored_message(row)}. It did not happen", step=self.key)
         await self._settle(row, Outcome.ERROR, error=error_bytes(error, not_done=True))
-        raise error
+        return _Sent(error=error)
 
-    async def _send_again(self, row: StepRecord) -> Any:
-        """The same call, with the same key."""
-        row.started, row.due, row.error = self.journal.clock(), None, None
-        tries = len(self.journal.retries_of(self.key)) + 1
-        return await self._came_to(row, await self._intend_and_send(row, tries, insert=False))
+    def _may_be_repeated(self, row: StepRecord | None) -> bool:
+        """Whether the receiver still knows the key, counted from when it first got it."""
+        if row is None:
+            return False
+        if self.tool.key_lifetime is None:
+            return self.tool.effect == "idempotent"
+        return self.journal.clock() - row.started < self.tool.key_lifetime
 
     async def _until_quiet(self, row: StepRecord) -> None:
         """A frozen worker that thaws may still be sending: until its lease and the tool's time are over."""
-        quiet = row.started + self.run.keeper.lease_seconds + (self.tool.timeout or 0.0)
+        quiet = max(self._quiet_after(row.started), row.due or 0.0)
         if self.journal.clock() < quiet:
             row.due = quiet
             self.journal.put(update=(row,))
             await self.run.answered(row, mark=False)
+
+    def _quiet_after(self, sent: float) -> float:
+        return sent + self.run.keeper.lease_seconds + (self.tool.timeout or 0.0)
 
     async def _ask_what_happened(self) -> Found | NotDone:
         result = {
@@ -330,7 +359,7 @@ class ToolStep:
     async def _be_approved(self) -> None:
         """Returns once a person approved these arguments; a refusal is the call's error."""
         try:
-            needed = self.tool.needs_approval(self.arguments)
+            needed = self._was_asked() or self.tool.needs_approval(self.arguments)
         except Exception as problem:
             await self._fail(self.run.step_error(self.key, f"approve= of {self.name}", problem))
             return
@@ -348,6 +377,10 @@ class ToolStep:
             reason = self.journal.reasons.get(self.key + APPROVE)
             told = f"{self.name}: a person refused it{f': {reason}' if reason else ''}"
             await self._fail(StepError("Rejected", told, step=self.key))
+
+    def _was_asked(self) -> bool:
+        """The verdict that somebody has to approve stands, whatever the predicate says on replay."""
+        return self.key + APPROVE in self.run.scope.mine or self.key + APPROVE in self.journal.open
 
     async def _ask(
         self, name: str, question: str, schema: dict[str, Any], deadline: Deadline | None = None
@@ -500,7 +533,8 @@ def outcome_is_unknown(problem: BaseException, tool: Tool[..., Any]) -> bool:
             return True
         if _status_of(cause) >= _SERVER_ERROR:
             return True
-        cause = cause.__cause__ or getattr(cause, "reason", None)
+        raised_while = None if cause.__suppress_context__ else cause.__context__
+        cause = cause.__cause__ or getattr(cause, "reason", None) or raised_while
         cause = cause if isinstance(cause, BaseException) else None
     return False
 

@@ -40,7 +40,7 @@ from dayjob.steps import DUE, RETRY_SECONDS, never, patiently
 from dayjob.stores import End, Held, InboxItem, Loaded, Store
 from dayjob.threads import Threads
 from dayjob.tools import Tool, Undo
-from dayjob.undo import Unwinding
+from dayjob.undo import Done, Unwinding
 from dayjob.values import Redactor, encode
 
 T = TypeVar("T")
@@ -183,7 +183,7 @@ class Execution:
                 return await self._release(self._pin)
             if self.end is not None:
                 return await self._finish(self.end)
-            if self._in_code == 0:
+            if self._in_code == 0 and not self._writes:
                 left = await (self._end_of_replay() if self.ending else self._park())
                 if left is not None:
                     return left
@@ -382,21 +382,14 @@ class Execution:
         """What is done once at the end, and then the end itself."""
         await self._stop_tasks()
         await self._let_writes_finish()
-        if end.status != Status.COMPLETED:
-            await self._stop_children(end)
-        unwinding = self._unwinding()
-        effects = await unwinding.effects() if end.status in _UNDONE else []
-        if (effects or self._defers) and not self.lost:
-            if end.status != Status.COMPLETED and self.record.status != Status.UNWINDING:
-                end = await self._until_guarded(self.store.unwind, end)
-                self.record.status = Status.UNWINDING
-            await self._at_the_end(Scope(self.journal, UNDO_SCOPE, None), unwinding.undo(effects))
-            await self._run_defers()
-        end = await self._until_guarded(self._settle, end)
+        while not self.lost:
+            end = await self._unwind(end)
+            settled = await self._until_guarded(self._settle, end, give_way=True)
+            if settled is end:
+                break
+            end = settled
         if self.lost:
             return self._drop(Left.LOST)
-        if unwinding.failed:
-            self.events.emit("run.attention", run=self.record.id, steps=unwinding.failed)
         self.record.status = end.status
         self.record.next_run = self.following.id if self.following else None
         self.record.reason, self.record.output, self.record.error = (
@@ -413,16 +406,54 @@ class Execution:
         )
         return self._drop(Left.SETTLED)
 
+    async def _unwind(self, end: End) -> End:
+        """What a run does before it ends so: stops its children, undoes its effects, calls what was deferred."""
+        if end.status != Status.COMPLETED:
+            await self._stop_children(end)
+        unwinding = self._unwinding()
+        effects: list[Done] = []
+        if end.status in _UNDONE:
+            if self.journal.effects.any():
+                await self._until_written()
+            effects = await unwinding.effects()
+        if not (effects or self._defers) or self.lost:
+            return end
+        if end.status != Status.COMPLETED and self.record.status != Status.UNWINDING:
+            wanted, end = end, await self._until_guarded(self.store.unwind, end)
+            self.record.status = Status.UNWINDING
+            if end is not wanted:
+                effects = await unwinding.effects()
+        await self._at_the_end(Scope(self.journal, UNDO_SCOPE, None), unwinding.undo(effects))
+        if unwinding.failed and not self.lost:
+            self.events.emit("run.attention", run=self.record.id, steps=unwinding.failed)
+        await self._run_defers()
+        return end
+
+    async def _until_written(self) -> None:
+        """Until all that was put so far is durable, or the run lost."""
+        written = self.journal.commit()
+        written.add_done_callback(lambda _: self._changed.set())
+        while not (written.done() or self.lost):
+            await self._changed.wait()
+            self._changed.clear()
+
     async def _settle(self, home: str, run: str, epoch: int, wakes: int, end: End) -> Held:
         following = self.following if end.status == Status.COMPLETED else None
         return await self.store.settle(home, run, epoch, wakes, end, following)
 
-    async def _until_guarded(self, verb: Callable[..., Awaitable[Held]], end: End) -> End:
-        """Writes how the run ends, whatever wakes it meanwhile; a cancellation that came first wins."""
+    async def _until_guarded(
+        self, verb: Callable[..., Awaitable[Held]], end: End, give_way: bool = False
+    ) -> End:
+        """Writes how the run ends, whatever wakes it meanwhile; a cancellation that came first wins.
+
+        With `give_way` nothing is written then: another end comes after other things.
+        """
         while await self._guarded(lambda *run, end=end: verb(*run, end)) is Held.WOKEN:
             loaded = await self._refresh()
             if loaded is not None and loaded.status == Status.CANCELLING and end.status != Status.CANCELLED:
                 end = End(Status.CANCELLED, loaded.reason, end.output, end.error)
+                if give_way:
+                    return end
         return end
 
     def _identity(self) -> tuple[str, str, int, int]:
@@ -446,6 +477,7 @@ class Execution:
         scope = self._last_scope = Scope(self.journal, DEFER_SCOPE, None)
         self.ending = False
         await self._at_the_end(scope, self._defer_all(scope))
+        self._defers.clear()
 
     async def _at_the_end(self, scope: Scope, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
@@ -491,8 +523,13 @@ class Execution:
         """A write on its way: it is let finish, whatever becomes of the run meanwhile."""
         task = asyncio.create_task(sending, name=f"dayjob {self.record.id} write")
         self._writes[task] = seconds or WRITE_SECONDS
-        task.add_done_callback(lambda _: self._writes.pop(task, None))
+        task.add_done_callback(self._written)
         return task
+
+    def _written(self, task: asyncio.Task[Any]) -> None:
+        """What is on its way keeps its run from parking."""
+        self._writes.pop(task, None)
+        self._changed.set()
 
     async def _let_writes_finish(self) -> None:
         """Before the end: what was sent is recorded; what takes too long remains unknown."""
@@ -747,6 +784,7 @@ class Execution:
         return now < self.services.valid_until
 
     def warn(self, step: str, message: str) -> None:
+        message = self.services.redact.text(message)
         self.events.emit("run.warning", run=self.record.id, step=step, message=message)
 
     def model_named(self, model: str | Model | None) -> Model:

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from dayjob.errors import StepError
-from dayjob.keys import Effects
+from dayjob.keys import UNDO_SCOPE, Effects
 from dayjob.limits import QUESTIONS
 from dayjob.prompts import Prompt
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
@@ -220,7 +220,7 @@ class Journal:
         return [
             row
             for row in self._unvisited.values()
-            if row.scope != DEFER_SCOPE
+            if row.scope not in (DEFER_SCOPE, UNDO_SCOPE)
             and (row.scope in places or any(_is_below(row.key, place, scope.used) for place in places))
         ]
 
@@ -229,6 +229,7 @@ class Journal:
         for row in rows:
             self._unvisited.pop((row.key, row.attempt), None)
             self.open.pop(row.key, None)
+            self.effects.supersede(row)
             if row in self._earlier.get(row.scope, ()):
                 self._earlier[row.scope].remove(row)
         scope.earlier = []

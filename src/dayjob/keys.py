@@ -12,7 +12,7 @@ from dayjob.runs import Outcome, StepRecord
 from dayjob.values import canonical, digest
 
 UNDO_SCOPE = "#undo"
-"""Where it is written what was undone."""
+"""Where it is written what was undone: that stands, whatever other path newer code takes."""
 
 
 class Fate(Enum):
@@ -66,11 +66,18 @@ class Effects:
         if row.call_key is not None:
             self._latest[row.call_key] = row
 
+    def supersede(self, row: StepRecord) -> None:
+        """Changed code left this call behind: an equal one may adopt it."""
+        latest = self._latest.get(row.call_key or "")
+        if latest is not None and (latest.key, latest.attempt) == (row.key, row.attempt):
+            latest.outcome = Outcome.SUPERSEDED
+
     def assign(self, tool: str, arguments: bytes) -> tuple[str, StepRecord | None]:
         """The key of a new call, and the superseded call that it adopts, if there is one.
 
         Equal calls are numbered. A call that failed leaves its number to the next equal one, so that a
-        receiver can recognise it, unless it certainly was not done.
+        receiver can recognise it, unless it certainly was not done. One of unknown outcome that ended in
+        an error was idempotent: it may be made again.
         """
         for number in itertools.count():
             key = digest(canonical([self._run, tool, number]) + arguments).hex()
@@ -81,12 +88,15 @@ class Effects:
                     return key, None
                 continue
             fate = fate_of(row)
-            if fate is Fate.FAILED:
+            if fate is Fate.FAILED or (fate is Fate.UNKNOWN and row.outcome == Outcome.ERROR):
                 return key, None
             left_behind = row.outcome == Outcome.SUPERSEDED and not self.was_undone(key)
             if left_behind and fate in (Fate.DONE, Fate.UNKNOWN):
                 return key, row
         raise AssertionError
+
+    def any(self) -> bool:
+        return bool(self._latest)
 
     def latest(self, key: str) -> StepRecord | None:
         """The row that a key was given to last."""

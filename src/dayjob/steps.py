@@ -414,7 +414,8 @@ class Steps:
                 self.journal.put((row,))
             if self.keeper.events.active:
                 self.announce(row)
-                self.keeper.events.emit("run.note", run=self.id, key=key, name=name, value=value)
+                told = orjson.loads(data)
+                self.keeper.events.emit("run.note", run=self.id, key=key, name=name, value=told)
         finally:
             self.scope.current = None
 
@@ -460,8 +461,9 @@ class Steps:
             self.announce(row)
 
     async def pause(self, key: str, attempt: int, delay: float, error: StepError) -> None:
+        told = self.journal.redact.text(str(error))
         self.keeper.events.emit(
-            "step.retrying", run=self.id, key=key, attempt=attempt, delay=delay, error=str(error)
+            "step.retrying", run=self.id, key=key, attempt=attempt, delay=delay, error=told
         )
         if delay > 0:
             await asyncio.sleep(delay)

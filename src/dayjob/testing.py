@@ -119,7 +119,7 @@ class MortalStore:
         durable, lost = entry.durable, entry.lost
         if durable is not None:
             heard = asyncio.get_running_loop().create_future()
-            heard.add_done_callback(lambda _: self._tell(durable))
+            heard.add_done_callback(lambda came: self._tell(durable, came.exception()))
             entry = replace(entry, durable=heard)
         if lost is not None:
             entry = replace(entry, lost=lambda: None if self.deaf else lost())
@@ -180,9 +180,13 @@ class MortalStore:
     def _is_unheard(self) -> bool:
         return self.death is not None and self.death.moment == Moment.UNHEARD
 
-    def _tell(self, durable: asyncio.Future[None]) -> None:
-        if not self.deaf and not durable.done():
+    def _tell(self, durable: asyncio.Future[None], refusal: BaseException | None) -> None:
+        if self.deaf or durable.done():
+            return
+        if refusal is None:
             durable.set_result(None)
+        else:
+            durable.set_exception(refusal)
 
     # --- the rest ------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from dayjob.values import decode, digest, encode
 
 UNDO_SECONDS = 60.0
 """How long an undo may take whose tool names no timeout."""
+LOOK_SECONDS = 0.1
 _MANY = 5_000
 
 
@@ -84,14 +85,26 @@ class Unwinding:
         rows = await patiently(lambda: self.store.effects(run))
         latest = {row.call_key: row for row in rows if row.call_key is not None}
         mine = [row for row in rows if row.call_key is None or latest[row.call_key] is row]
-        for row in sorted(mine, key=lambda row: row.seq or float("inf"), reverse=True):
-            if row.seq is not None and row.seq <= after:
+        children = {
+            row.child: await patiently(partial(self.store.get, row.child)) for row in mine if row.child
+        }
+
+        def place(row: StepRecord) -> float:
+            """When it finished; that of a child which ended unnoticed is after all that had finished by then."""
+            child = children.get(row.child or "")
+            if row.seq is not None or child is None or child.ended is None:
+                return row.seq or float("inf")
+            earlier = (each.seq for each in mine if each.seq and (each.ended or 0.0) <= child.ended)
+            return max(earlier, default=0) + 0.5
+
+        for row in sorted(mine, key=place, reverse=True):
+            if place(row) <= after:
                 continue
             if row.kind != Kind.RUN:
                 if (row.undo and fate_of(row) is Fate.DONE) or fate_of(row) is Fate.UNKNOWN:
                     yield Done(row, job)
                 continue
-            child = await patiently(partial(self.store.get, row.child or ""))
+            child = children.get(row.child or "")
             if child is not None:
                 async for done in self._effects_of(child.id, self._jobs.get(child.job), 0):
                     yield done
@@ -165,8 +178,9 @@ class Unwinding:
         if tool is None or tool.probe is None:
             self._warn(row.key, "needs attention: nobody knows whether it happened")
             return False
-        quiet = row.started + self._lease_seconds + (tool.timeout or 0.0)
-        await asyncio.sleep(max(quiet - self.journal.clock(), 0.0))
+        quiet = max(row.started + self._lease_seconds + (tool.timeout or 0.0), row.due or 0.0)
+        while (left := quiet - self.journal.clock()) > 0:  # a look at the clock now and then: it may be set
+            await asyncio.sleep(min(left, LOOK_SECONDS))
         found = await probed(self._threads, tool, _call_of(row, tool), partial(self._warn, row.key))
         if found is None:
             self._warn(row.key, "needs attention: nobody knows whether it happened")

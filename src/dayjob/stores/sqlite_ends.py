@@ -24,7 +24,10 @@ UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coal
            SELECT value FROM steps WHERE home = :home AND run = :run AND kind = 'note' AND name = 'partial'
             ORDER BY seq DESC LIMIT 1) END),
        attention = (SELECT count(*) FROM steps WHERE home = :home AND run = :run AND call_key IS NOT NULL
-           AND (outcome IS NULL OR (scope = '#undo' AND outcome = 'error'))),
+           AND (outcome IS NULL OR (scope = '#undo' AND outcome = 'error') OR (
+               outcome = 'error' AND json_extract(error, '$.unknown') AND NOT EXISTS (
+                   SELECT 1 FROM steps AS later WHERE later.home = :home AND later.run = :run
+                      AND later.call_key = steps.call_key AND later.seq > steps.seq)))),
        (dollars, input_tokens, output_tokens, steps) = (
            SELECT CASE WHEN sum(kind = 'model' AND dollars IS NULL AND outcome <> 'cancelled') THEN NULL
                        ELSE coalesce(sum(dollars), 0) END,
@@ -156,8 +159,17 @@ def take_over(connection: sqlite3.Connection, now: float, max_attempts: int) -> 
         attempts = 0 if progressed else attempts + 1
         if attempts >= max_attempts:
             end = _poisoned(status, outcome, reason, attempts)
-            settle(connection, now, home, id, epoch, wakes, end, None)
             poisoned.append(id)
+            if status == Status.IN_PROGRESS and _left_something_behind(connection, id):
+                connection.execute(
+                    "UPDATE runs SET status = 'unwinding', outcome = ?, reason = ?, error = ?, worker = NULL, "
+                    "epoch = epoch + 1, attempts = 0 WHERE home = ? AND id = ?",
+                    (end.status, end.reason, end.error, home, id),
+                )
+                spend_what_is_reserved(connection, home, id)
+                taken_over.append(id)
+            else:
+                settle(connection, now, home, id, epoch, wakes, end, None)
             continue
         connection.execute(
             "UPDATE runs SET worker = NULL, epoch = epoch + 1, attempts = ?, "
@@ -177,6 +189,17 @@ def _poisoned(status: str, outcome: str | None, reason: str | None, attempts: in
         return End(Status.FAILED, text, None, error)
     left = f"what was left to do at its end was skipped ({text})"
     return End(Status(outcome or Status.CANCELLED), f"{reason}; {left}" if reason else left)
+
+
+def _left_something_behind(connection: sqlite3.Connection, run: str) -> bool:
+    """Whether there may be something to undo, or a child to stop, before a run may end."""
+    return bool(
+        connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM steps WHERE run = ?1 AND call_key IS NOT NULL) "
+            "OR EXISTS (SELECT 1 FROM runs WHERE parent = ?1)",
+            (run,),
+        ).fetchone()[0]
+    )
 
 
 def warn_of_deadlines(connection: sqlite3.Connection, now: float) -> list[tuple[str, str, float]]:

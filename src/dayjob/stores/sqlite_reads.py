@@ -208,7 +208,8 @@ class SQLiteReads:
                 step_of(row)
                 for row in c.execute(
                     f"SELECT {STEP_FIELDS} FROM steps WHERE run = ? AND (call_key IS NOT NULL OR (kind = 'run' AND "
-                    "outcome = 'value')) AND scope <> '#undo' ORDER BY seq IS NULL, seq, started, attempt",
+                    "EXISTS (SELECT 1 FROM runs WHERE id = steps.child AND status = 'completed'))) "
+                    "AND scope <> '#undo' ORDER BY seq IS NULL, seq, started, attempt",
                     (run,),
                 )
             ]
