@@ -408,7 +408,9 @@ class Execution:
 
     async def _unwind(self, end: End) -> End:
         """What a run does before it ends so: stops its children, undoes its effects, calls what was deferred."""
-        if end.status != Status.COMPLETED:
+        if end.status != Status.COMPLETED and await self._has_children():
+            if end.status != Status.CANCELLED:  # the end must stand before a child's end could change it
+                end = await self._mark_unwinding(end)
             await self._stop_children(end)
         unwinding = self._unwinding()
         effects: list[Done] = []
@@ -418,15 +420,20 @@ class Execution:
             effects = await unwinding.effects()
         if not (effects or self._defers) or self.lost:
             return end
-        if end.status != Status.COMPLETED and self.record.status != Status.UNWINDING:
-            wanted, end = end, await self._until_guarded(self.store.unwind, end)
-            self.record.status = Status.UNWINDING
+        if end.status != Status.COMPLETED:
+            wanted, end = end, await self._mark_unwinding(end)
             if end is not wanted:
                 effects = await unwinding.effects()
         await self._at_the_end(Scope(self.journal, UNDO_SCOPE, None), unwinding.undo(effects))
         if unwinding.failed and not self.lost:
             self.events.emit("run.attention", run=self.record.id, steps=unwinding.failed)
         await self._run_defers()
+        return end
+
+    async def _mark_unwinding(self, end: End) -> End:
+        if self.record.status != Status.UNWINDING:
+            end = await self._until_guarded(self.store.unwind, end)
+            self.record.status = Status.UNWINDING
         return end
 
     async def _until_written(self) -> None:
@@ -538,10 +545,11 @@ class Execution:
             if hanging:
                 await _see_off(list(hanging), self)
 
+    async def _has_children(self) -> bool:
+        return bool(await patiently(lambda: self.store.runs(parent=self.record.id, limit=1)))
+
     async def _stop_children(self, end: End) -> None:
         """A run that ends otherwise than completed takes its children along, and waits for them."""
-        if not await patiently(lambda: self.store.runs(parent=self.record.id, limit=1)):
-            return
         reason = f"the run that started it is {end.status}: {end.reason}"
         self.is_idle = True
         self.services.room()
