@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check bench examples lock clean
+.PHONY: help setup demo test lint check grid bench examples lock clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,6 +37,9 @@ lint: setup ## format, lint, types, import rules, docs
 	@if [ -d tests/docs ]; then $(BIN)/python -m pytest -q tests/docs; fi
 
 check: lint test ## the whole gate
+
+grid: setup ## the whole grid of effects and what can befall them (about half an hour)
+	DAYJOB_GRID=whole $(BIN)/python -m pytest -q -n auto tests/grid $(ARGS)
 
 bench: setup ## measure the speed, beside the raw database
 	$(BIN)/python bench/run.py $(ARGS)
