@@ -250,7 +250,10 @@ class Play:
     # --- playing it --------------------------------------------------------------------------------
 
     async def perform(self) -> Ended:
-        limits = {"limits": dayjob.Limits(steps=3)} if self.case["end"] == "limit" else {}
+        before = (
+            3 + self.case["streaming"] + (self.case["place"] != "job")
+        )  # what the case is about among them
+        limits = {"limits": dayjob.Limits(steps=before)} if self.case["end"] == "limit" else {}
         ended = await self.stage.lab.run(
             self.main(), jobs=[self.inner], death=self.case["death"] or (), outside=self.outside,
             model=Scripted(lambda request: "one two three four five six seven eight nine"), **limits,
