@@ -319,7 +319,9 @@ class Execution:
         named = error.message.startswith(("step ", "model step "))
         where = f"step {error.step!r}: " if error.step and not named else ""
         reason = self.services.redact.text(f"{where}{error}")
-        return End(Status.FAILED, reason, None, self.services.redact(error_bytes(error)))
+        # a limit is that of the whole family: one that a child reached, and nobody caught, is reached by all
+        status = Status.INCOMPLETE if error.type == "RunIncomplete" else Status.FAILED
+        return End(status, reason, None, self.services.redact(error_bytes(error)))
 
     def _decide(self, end: End) -> None:
         """The run is to end this way; the first decision stands."""
