@@ -173,7 +173,9 @@ class ToolStep:
             raise sent.error
         return decode(sent.data or b"null", self.shape.returns)
 
-    async def _intend_and_send(self, row: StepRecord, tries: int, insert: bool) -> _Sent:
+    async def _intend_and_send(
+        self, row: StepRecord, tries: int, insert: bool, spent: tuple[str, int] | None = None
+    ) -> _Sent:
         """Sends it once the intent is durable, in a task of its own: what has begun is not cut off, but recorded."""
         self.journal.effects.note(row)
         self.journal.open[row.key] = row
@@ -184,7 +186,9 @@ class ToolStep:
         else:
             row.due, row.error = self._quiet_after(now), None
         try:
-            rows = {"insert": (row,)} if insert else {"update": (row,)}
+            rows: dict[str, Any] = {"insert": (row,)} if insert else {"update": (row,)}
+            if spent is not None:
+                rows["supersede"] = (spent,)
             await self._be_allowed(self.journal.commit(**rows, intent=True))
             if not self.run.keeper.valid(self.journal.clock()):
                 await self.run.keeper.ready(self.run.scope)
@@ -311,10 +315,15 @@ class ToolStep:
         if isinstance(found, Found):
             return await self._record_value(row, found.value)
         if row.error is None:  # a crash cut it off: this is still the same call
-            return await self._intend_and_send(row, tries, insert=False)
+            return await self._intend_and_send(row, tries, insert=False, spent=self._spent_answer())
         error = StepError("NotDone", f"{self.name}: {stored_message(row)}. It did not happen", step=self.key)
         await self._settle(row, Outcome.ERROR, error=error_bytes(error, not_done=True))
         return _Sent(error=error)
+
+    def _spent_answer(self) -> tuple[str, int] | None:
+        """The answer that it did not happen, once it is acted on: what is sent then may get lost as well."""
+        key = self.key + HAPPENED
+        return self.journal.spend(self.run.scope, key) if self.journal.was_opened(key) else None
 
     def _may_be_repeated(self, row: StepRecord | None) -> bool:
         """Whether the receiver still knows the key, counted from when it first got it."""

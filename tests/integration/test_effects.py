@@ -449,6 +449,27 @@ async def test_an_idempotent_call_is_sent_again_with_its_key_and_a_read_is_just_
             assert set(keys_sent(account)) == {booked.key}
 
 
+async def test_what_is_sent_again_after_a_no_and_then_lost_is_asked_about_anew(
+    lab: CrashLab, account: Account
+) -> None:
+    asked: list[str] = []
+
+    def truthfully(action: Any) -> Any:
+        asked.append(action.id)
+        booked = account.all("booked")
+        return {"result": booked[0].number} if booked else False
+
+    account.trouble("a", "drop")
+    ended = await lab.run(
+        Job(pays_after(paying(account)), "pays")(),
+        death=Death(INTENT, Moment.UNHEARD),
+        outside=says(truthfully),
+    )
+    assert asked == ["pay#happened", "pay#happened@2"]
+    assert ended.output == account.all("booked")[0].number
+    assert account.count("asked", "a") == 1
+
+
 # --- results ------------------------------------------------------------------------------------------------
 
 
