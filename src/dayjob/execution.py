@@ -148,6 +148,7 @@ class Execution:
         self.following: RunRecord | None = None
         self.budget: Budget | None = None
         self._planned: End | None = None
+        self._cancellation: str | None = None
         self._pin: str | None = None
         self._received: set[str] = set()
         self._answers: dict[tuple[str, int], bytes] = {}
@@ -433,7 +434,7 @@ class Execution:
         return end
 
     async def _mark_unwinding(self, end: End) -> End:
-        if self.record.status != Status.UNWINDING:
+        if not self._is_unwinding:
             end = await self._until_guarded(self.store.unwind, end)
             self.record.status = Status.UNWINDING
         return end
@@ -457,13 +458,18 @@ class Execution:
 
         With `give_way` nothing is written then: another end comes after other things.
         """
-        while await self._guarded(lambda *run, end=end: verb(*run, end)) is Held.WOKEN:
-            loaded = await self._refresh()
-            if loaded is not None and loaded.status == Status.CANCELLING and end.status != Status.CANCELLED:
-                end = End(Status.CANCELLED, loaded.reason, end.output, end.error)
+        while True:
+            if self._cancellation is not None and end.status != Status.CANCELLED and not self._is_unwinding:
+                end = End(Status.CANCELLED, self._cancellation, end.output, end.error)
                 if give_way:
                     return end
-        return end
+            if await self._guarded(lambda *run, end=end: verb(*run, end)) is not Held.WOKEN:
+                return end
+            await self._refresh()
+
+    @property
+    def _is_unwinding(self) -> bool:
+        return self.record.status == Status.UNWINDING
 
     def _identity(self) -> tuple[str, str, int, int]:
         return self.record.home, self.record.id, self.journal.epoch, self.wakes
@@ -680,8 +686,10 @@ class Execution:
 
     def _react_to(self, loaded: Loaded) -> None:
         self._take_in(loaded)
-        if loaded.status == Status.CANCELLING and self.end is None:
-            self._decide(End(Status.CANCELLED, loaded.reason))
+        if loaded.status == Status.CANCELLING:
+            self._cancellation = loaded.reason or Status.CANCELLED
+            if self.end is None:
+                self._decide(End(Status.CANCELLED, loaded.reason))
 
     def _take_in(self, loaded: Loaded) -> None:
         self.wakes = loaded.wakes

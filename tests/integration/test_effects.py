@@ -921,6 +921,31 @@ async def test_a_cancellation_that_comes_between_the_end_of_a_job_and_its_settli
     assert account.standing() == []
 
 
+async def test_a_cancellation_while_what_was_deferred_is_done_undoes_the_run(
+    office: Office, account: Account
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+    cancelled = asyncio.Event()
+
+    async def clean_up() -> None:
+        await cancelled.wait()
+
+    @job
+    async def pays(run: Run) -> str:
+        await run.defer(clean_up)
+        await run.tool(pay, to="a")
+        return "paid"
+
+    handle = await office.app.submit(pays())
+    await until(lambda: office.told("step.started", lambda fields: fields["key"] == "#defer/clean_up"))
+    assert await handle.cancel() == Status.CANCELLING
+    await until(lambda: not office.worker.held[handle.id].poked)
+    cancelled.set()
+    with pytest.raises(RunCancelled):
+        await handle.result(10)
+    assert account.standing() == []
+
+
 async def test_the_write_of_a_loser_of_a_race_is_let_finish_and_recorded(
     office: Office, account: Account
 ) -> None:
