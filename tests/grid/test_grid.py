@@ -41,8 +41,6 @@ def check_ends(play: Play, ended: Ended) -> None:
         assert record.outcome is None
     if play.returned == Status.CANCELLING:
         expected = Status.CANCELLED
-    elif play.case["end"] == "limit" and "RunIncomplete" in (ended.run.reason or ""):
-        expected = Status.FAILED  # what was sent again counts: it was the child that came to the limit
     else:
         ends = {"complete": Status.COMPLETED, "limit": Status.INCOMPLETE}
         expected = ends.get(play.case["end"], Status.FAILED)
