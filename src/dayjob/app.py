@@ -355,11 +355,18 @@ class Dayjob:
         self._poke(run_id)
 
     async def cancel(self, run_id: str, reason: str = "cancelled by request") -> Status:
-        """Asks a run, and its children, to stop. Idempotent; returns the status that it has now."""
+        """Asks a run, and its children, to stop. Idempotent; returns the status that it has now.
+
+        If it was continued as another run, that one is meant.
+        """
         _check_text("run", run_id, needed=True)
-        status: Status = await self.store.cancel(run_id, self.redact.text(reason))
-        self._poke(run_id)
-        return status
+        while True:
+            status: Status = await self.store.cancel(run_id, self.redact.text(reason))
+            self._poke(run_id)
+            following = (await self.get(run_id)).next_run if status == Status.COMPLETED else None
+            if following is None:
+                return status
+            run_id = following
 
     async def resume(self, run_id: str, changed: bool = False, from_step: str | None = None) -> Handle:
         """Queues a run again that has ended: finished steps are reused, the error that ended it is done again.

@@ -63,8 +63,11 @@ class Effects:
         self._given: set[str] = set()
 
     def note(self, row: StepRecord) -> None:
-        if row.call_key is not None:
-            self._latest[row.call_key] = row
+        if row.call_key is None:
+            return
+        have = self._latest.get(row.call_key)
+        if have is None or row.outcome != Outcome.SUPERSEDED or have.outcome == Outcome.SUPERSEDED:
+            self._latest[row.call_key] = row  # what an older path left behind never hides what adopted it
 
     def supersede(self, row: StepRecord) -> None:
         """Changed code left this call behind: an equal one may adopt it."""
@@ -108,9 +111,6 @@ class Effects:
 
     def was_undone(self, key: str) -> bool:
         return undo_key(key) in self._latest
-
-    def unresolved(self) -> list[StepRecord]:
-        return [row for row in self._latest.values() if row.outcome is None]
 
 
 def undo_key(call_key: str) -> str:
