@@ -1217,6 +1217,32 @@ async def test_what_was_rolled_back_is_not_undone_again_when_the_run_fails(
     assert [h.reference for h in account.all("asked back")] == ["c", "b", "a"]
 
 
+async def test_a_run_that_took_something_back_by_itself_may_be_resumed(
+    office: Office, account: Account
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+    ready: list[bool] = []
+
+    def check() -> None:
+        if not ready:
+            raise ValueError("not yet")
+
+    @job
+    async def pays(run: Run) -> str:
+        await run.step(str, "begin", name="begin")
+        await run.tool(pay, to="a")
+        await run.rollback(to="begin")
+        await run.step(check)
+        return "done"
+
+    handle = await office.app.submit(pays())
+    with pytest.raises(RunFailed, match="not yet"):
+        await handle.result(10)
+    ready.append(True)
+    assert await (await office.app.resume(handle.id)).result(10) == "done"
+    assert [account.count("asked", "a"), account.count("asked back", "a")] == [1, 1]
+
+
 # --- the code has changed -----------------------------------------------------------------------------------------
 
 
