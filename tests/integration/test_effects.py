@@ -211,6 +211,9 @@ async def test_a_write_of_unknown_outcome_is_found_out_by_its_probe(
     assert await office.parked(handle.id) == Status.WAITING
     assert not account.all("looked")
     assert not await office.app.actions(handle.id)
+    assert [fields["due"] for fields in office.told("step.opened")] == [
+        row.due for row in await rows_of(office.app, handle.id)
+    ]
     await office.pass_time(LEASE_SECONDS + 1)
     result = await handle.result(10)
     booked = account.all("booked")
