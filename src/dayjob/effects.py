@@ -362,6 +362,10 @@ class ToolStep:
         if self.journal.clock() < quiet:
             row.due = quiet
             self.journal.put(update=(row,))
+            if self.run.keeper.events.active:
+                self.run.keeper.events.emit(
+                    "step.opened", run=self.run.id, key=self.key, name=self.name, kind=Kind.TOOL, due=quiet
+                )
             await self.run.answered(row, mark=False)
 
     def _quiet_after(self, sent: float) -> float:

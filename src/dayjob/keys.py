@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
 
 import orjson
@@ -52,6 +52,12 @@ def attention_of(rows: Iterable[StepRecord]) -> dict[str, str]:
         elif row.outcome is None:
             found[row.key] = "nobody knows whether it happened"
     return found
+
+
+def was_unwound(rows: Collection[StepRecord]) -> bool:
+    """Whether effects were undone at the end of a run; a rollback, which is part of the job, leaves a note."""
+    rolled_back = max((row.seq or 0 for row in rows if row.name == "rollback"), default=0)
+    return any(row.scope == UNDO_SCOPE and (row.seq is None or row.seq > rolled_back) for row in rows)
 
 
 class Effects:
