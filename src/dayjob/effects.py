@@ -494,7 +494,7 @@ def name_of(fn: Any) -> str:
     return str(getattr(inner, "__qualname__", type(inner).__qualname__))
 
 
-async def called(threads: Threads, fn: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+async def called(threads: Threads, fn: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
     """What an async function gives; a sync one runs in a thread."""
     if shape_of(fn).is_async:
         return await fn(*args, **arguments)

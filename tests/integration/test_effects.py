@@ -542,6 +542,20 @@ async def test_arguments_that_do_not_fit_are_an_error_that_says_so_and_nothing_i
     assert not account.history
 
 
+@pytest.mark.parametrize("effect", ["read", "write"])
+async def test_arguments_may_have_any_name(office: Office, effect: Any) -> None:
+    @tool(effect=effect)
+    def add(fn: int, threads: int, tool: int, self: int, run: int, call: int) -> int:
+        return fn + threads + tool + self + run + call
+
+    @job
+    async def adds(run: Run) -> int:
+        return await run.tool(add, fn=1, threads=1, tool=1, self=1, run=1, call=1)
+
+    assert await (await office.app.submit(adds())).result(10) == 6
+    assert add(fn=1, threads=1, tool=1, self=1, run=1, call=1) == 6
+
+
 async def test_sync_tools_run_beside_the_loop(office: Office) -> None:
     threads: list[int] = []
 
