@@ -166,6 +166,20 @@ class TestLostCalls:
             with pytest.raises(Unknown, match="ended before it could answer die"):
                 await by_name(tools)["die"]()
 
+    async def test_a_write_is_unknown_when_the_server_has_trouble_of_its_own(self) -> None:
+        async with shop() as tools:
+            answer_with = by_name(tools)["answer_with"]
+            for code in (-32603, -32000, -32050, -32099):
+                with pytest.raises(Unknown, match="answer_with: upstream 502 after the payment was posted"):
+                    await answer_with(code=code)
+            for code in (-32700, -32600, -32601, -32602, -31999, -32100, 7):
+                with pytest.raises(StepError, match="upstream 502") as caught:
+                    await answer_with(code=code)
+                assert caught.value.type == "McpToolFailed"
+        async with shop(effects={"answer_with": "read"}) as tools:
+            with pytest.raises(StepError, match="upstream 502"):
+                await by_name(tools)["answer_with"](code=-32603)
+
     async def test_a_read_may_be_tried_again(self) -> None:
         async with shop() as tools:
             with pytest.raises(StepError, match=r"ended before it could answer stop\.now") as caught:
