@@ -201,8 +201,12 @@ class _Connection:
             self.ready.set()
 
     async def close(self) -> None:
+        if not self.ready.is_set():  # it may never be: who waits for it hears of the end
+            self.problem = ConnectionAbortedError("it was closed")
+            self._owner.cancel()
         self.over.set()
         await asyncio.wait([self._owner])
+        self.ready.set()  # by its owner too, if that ever began
 
     async def list_tools(self) -> list[mcp.types.Tool]:
         found: list[mcp.types.Tool] = []

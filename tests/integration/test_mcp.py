@@ -246,6 +246,16 @@ class TestEnd:
         assert not is_there(pid)
         await server.close()
 
+    async def test_close_does_not_wait_for_a_server_that_does_not_begin(self, tmp_path: Path) -> None:
+        server = shop(tmp_path / "starts", "silent")
+        waiting = asyncio.create_task(server.tools())
+        (pid,) = await until(lambda: started(tmp_path / "starts"), what="the server is there")
+        async with asyncio.timeout(30):  # of the sixty that it may take to begin
+            await server.close()
+        with pytest.raises(StepError, match="ended before it could begin"):
+            await waiting
+        assert not is_there(pid)
+
     def test_the_end_of_the_event_loop_ends_the_process_and_the_next_loop_has_its_own(
         self, tmp_path: Path
     ) -> None:
