@@ -674,6 +674,51 @@ async def test_an_approval_survives_a_crash_at_any_write_and_is_one_execution(
             assert [step.outcome for step in asked] == ["value"], ended.death
 
 
+@pytest.mark.parametrize("from_step", [None, "pay"])
+async def test_what_is_done_again_on_resume_is_approved_again(
+    office: Office, account: Account, from_step: str | None
+) -> None:
+    pay = paying(account, approve=True)
+
+    @job
+    async def pays(run: Run) -> int:
+        return await run.tool(pay, to="a")
+
+    account.trouble("a", "refuse")
+    handle = await office.app.submit(pays())
+    (first,) = await office.asked(handle.id)
+    await office.app.approve(handle.id, first.id)
+    with pytest.raises(RunFailed):
+        await handle.result(10)
+    handle = await office.app.resume(handle.id, from_step=from_step)
+    (second,) = await office.asked(handle.id)
+    assert account.count("asked", "a") == 1
+    with pytest.raises(UnknownAction):
+        await office.app.approve(handle.id, first.id)
+    await office.app.approve(handle.id, second.id)
+    assert await handle.result(10) == account.all("booked")[0].number
+
+
+async def test_what_is_done_again_on_resume_and_lost_again_is_asked_about_again(
+    office: Office, account: Account
+) -> None:
+    pay = paying(account)
+
+    @job
+    async def pays(run: Run) -> int:
+        return await run.tool(pay, to="a")
+
+    account.trouble("a", "500 before", "500 after")
+    handle = await office.app.submit(pays())
+    await office.app.answer(handle.id, (await office.asked(handle.id))[0].id, False)
+    with pytest.raises(RunFailed):
+        await handle.result(10)
+    handle = await office.app.resume(handle.id)
+    await office.app.answer(handle.id, (await office.asked(handle.id))[0].id, {"result": 7})
+    assert await handle.result(10) == 7
+    assert account.count("booked", "a") == 1
+
+
 async def test_the_verdict_whether_to_ask_stands_once_somebody_was_asked(
     office: Office, account: Account
 ) -> None:
