@@ -30,7 +30,7 @@ from dayjob.errors import (
 )
 from dayjob.events import Events, Subscriber
 from dayjob.jobs import Job, Request
-from dayjob.keys import UNDO_SCOPE, attention_of
+from dayjob.keys import attention_of, was_unwound
 from dayjob.limits import Limits, limits_fields
 from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
@@ -355,11 +355,18 @@ class Dayjob:
         self._poke(run_id)
 
     async def cancel(self, run_id: str, reason: str = "cancelled by request") -> Status:
-        """Asks a run, and its children, to stop. Idempotent; returns the status that it has now."""
+        """Asks a run, and its children, to stop. Idempotent; returns the status that it has now.
+
+        If it was continued as another run, that one is meant.
+        """
         _check_text("run", run_id, needed=True)
-        status: Status = await self.store.cancel(run_id, self.redact.text(reason))
-        self._poke(run_id)
-        return status
+        while True:
+            status: Status = await self.store.cancel(run_id, self.redact.text(reason))
+            self._poke(run_id)
+            following = (await self.get(run_id)).next_run if status == Status.COMPLETED else None
+            if following is None:
+                return status
+            run_id = following
 
     async def resume(self, run_id: str, changed: bool = False, from_step: str | None = None) -> Handle:
         """Queues a run again that has ended: finished steps are reused, the error that ended it is done again.
@@ -372,13 +379,11 @@ class Dayjob:
         steps = await self.store.steps(run_id)
         if not record.status.is_terminal:
             raise WrongStatus(f"{run_id}: is {record.status}; only a run that is over can be resumed")
-        if any(row.scope == UNDO_SCOPE for row in steps):
-            raise WrongStatus(f"{run_id}: what it did was undone; start it anew")
         if record.status == Status.COMPLETED and not changed and from_step is None:
             raise WrongStatus(
                 f"{run_id}: is completed; to do some of it again, give --changed or --from STEP"
             )
-        if _was_unwound(steps):
+        if was_unwound(steps):
             raise WrongStatus(f"{run_id}: what it did was undone; start it anew")
         supersede = _superseded_by_resume(record, steps, from_step)
         self._recent.pop(run_id, None)
@@ -655,12 +660,6 @@ _ACTION_KINDS = {APPROVE: "approval", HAPPENED: "happened", CHANGED: "change"}
 
 def _fields(row: StepRecord) -> dict[str, Any]:
     return {name: getattr(row, name) for name in StepRecord.__dataclass_fields__}
-
-
-def _was_unwound(steps: Sequence[StepRecord]) -> bool:
-    """Whether effects were undone at the end of a run; a rollback, which is part of the job, leaves a note."""
-    rolled_back = max((step.seq or 0 for step in steps if step.name == "rollback"), default=0)
-    return any(step.scope == UNDO_SCOPE and (step.seq is None or step.seq > rolled_back) for step in steps)
 
 
 def _superseded_by_resume(

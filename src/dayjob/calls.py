@@ -47,7 +47,10 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             fn, shape = decided.instead, shape_of(decided.instead)
     while True:
         attempt += 1
-        held = None if run.keeper.budget is None else await hold_step(run, key)
+        held = None
+        if run.keeper.budget is not None:
+            with run.given_up(key, name, kind, fingerprint, input):
+                held = await hold_step(run, key)
         started = journal.clock()
         if run.keeper.events.active:
             run.keeper.events.emit("step.started", run=run.id, key=key, name=name, kind=kind, attempt=attempt)
@@ -92,7 +95,8 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             return value
         if again is None:
             raise error
-        await run.pause(key, attempt, again.delay, error)
+        with run.given_up(key, name, kind, fingerprint, input):
+            await run.pause(key, attempt, again.delay, error)
         if again.instead is not None:
             fn, shape = again.instead, shape_of(again.instead)
 

@@ -15,7 +15,8 @@ import asyncio
 import errno
 import itertools
 from collections.abc import Callable
-from copy import copy
+from contextlib import AbstractContextManager
+from copy import copy, deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ class ToolStep:
         self.verdict: bool | None = None
         self.call_key = ""
         try:
-            self.arguments = tool.validate(given)
+            self.arguments = deepcopy(tool.validate(given))  # the job may go on changing what it gave
         except InputError as problem:
             self.arguments = given
             self.refusal = StepError("InvalidArguments", str(problem), step=key)
@@ -113,8 +114,16 @@ class ToolStep:
         if row is not None and row.outcome is not None:
             return await run.replay(row, self.shape.returns)
         await run.live()
+        if row is not None and row.call_key is None:
+            return await self._client_does_it(row)
+        if row is not None and row.fingerprint != self.fingerprint:
+            run.keeper.fatal(
+                f"{self.key!r} was begun with other arguments, and nobody knows whether it was done: "
+                "the job is not deterministic"
+            )
+            return await never()
         if row is not None:
-            return await (self._client_does_it(row) if row.call_key is None else self._resolve(row))
+            return await self._resolve(row)
         if self.refusal is not None:
             return await self._fail(self.refusal)
         if tool.effect != "read" and (adopted := self._adoptable()) is not None:
@@ -124,7 +133,8 @@ class ToolStep:
             return await self._client_does_it(None)
         if tool.effect == "write" or tool.key_lifetime is not None or tool.undo is not None:
             return await self._write()
-        release = await run.keeper.slot(tool)
+        with self._given_up():
+            release = await run.keeper.slot(tool)
         try:
             return await self._call()
         finally:
@@ -171,15 +181,15 @@ class ToolStep:
                 await self.run.pause(self.key, tries, next(pauses), sent.error)
             if row is None:
                 tries += 1
-                held = None if self.run.keeper.budget is None else await hold_step(self.run, self.key)
-                if held is not None:
-                    held.spend_all()
+                with self._given_up():
+                    await self._reserve()
                 row = self._row(None)
                 sent = await self._intend_and_send(row, tries, insert=True)
             else:
                 sent = await self._find_out(row, max(tries, 1))
             if sent.delay is not None and sent.error is not None:
-                await self.run.pause(self.key, tries, sent.delay, sent.error)
+                with self._given_up():
+                    await self.run.pause(self.key, tries, sent.delay, sent.error)
                 row = None
             elif not sent.unknown:
                 break
@@ -191,9 +201,14 @@ class ToolStep:
         self, row: StepRecord, tries: int, insert: bool, spent: tuple[str, int] | None = None
     ) -> _Sent:
         """Sends it once the intent is durable, in a task of its own: what has begun is not cut off, but recorded."""
+        if insert:
+            with self._given_up():
+                release = await self.run.keeper.slot(self.tool)
+        else:
+            await self._reserve()
+            release = await self.run.keeper.slot(self.tool)
         self.journal.effects.note(row)
         self.journal.open[row.key] = row
-        release = await self.run.keeper.slot(self.tool)
         now = self.journal.clock()
         if insert:
             row.started = now
@@ -220,6 +235,14 @@ class ToolStep:
         except asyncio.CancelledError:
             self.abandoned = not self.run.scope.closed
             raise
+
+    async def _reserve(self) -> None:
+        """Each sending is a step of the run's budget."""
+        if self.run.keeper.budget is not None and (held := await hold_step(self.run, self.key)) is not None:
+            held.spend_all()
+
+    def _given_up(self) -> AbstractContextManager[None]:
+        return self.run.given_up(self.key, self.name, Kind.TOOL, self.fingerprint, self._input())
 
     async def _be_allowed(self, intent: asyncio.Future[None]) -> None:
         """Goes on once the intent is durable, and never if the run was cancelled before."""
@@ -353,6 +376,10 @@ class ToolStep:
         if self.journal.clock() < quiet:
             row.due = quiet
             self.journal.put(update=(row,))
+            if self.run.keeper.events.active:
+                self.run.keeper.events.emit(
+                    "step.opened", run=self.run.id, key=self.key, name=self.name, kind=Kind.TOOL, due=quiet
+                )
             await self.run.answered(row, mark=False)
 
     def _quiet_after(self, sent: float) -> float:

@@ -211,6 +211,9 @@ async def test_a_write_of_unknown_outcome_is_found_out_by_its_probe(
     assert await office.parked(handle.id) == Status.WAITING
     assert not account.all("looked")
     assert not await office.app.actions(handle.id)
+    assert [fields["due"] for fields in office.told("step.opened")] == [
+        row.due for row in await rows_of(office.app, handle.id)
+    ]
     await office.pass_time(LEASE_SECONDS + 1)
     result = await handle.result(10)
     booked = account.all("booked")
@@ -1320,6 +1323,32 @@ async def test_what_was_rolled_back_is_not_undone_again_when_the_run_fails(
     with pytest.raises(RunFailed, match="no good"):
         await (await office.app.submit(pays())).result(10)
     assert [h.reference for h in account.all("asked back")] == ["c", "b", "a"]
+
+
+async def test_a_run_that_took_something_back_by_itself_may_be_resumed(
+    office: Office, account: Account
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+    ready: list[bool] = []
+
+    def check() -> None:
+        if not ready:
+            raise ValueError("not yet")
+
+    @job
+    async def pays(run: Run) -> str:
+        await run.step(str, "begin", name="begin")
+        await run.tool(pay, to="a")
+        await run.rollback(to="begin")
+        await run.step(check)
+        return "done"
+
+    handle = await office.app.submit(pays())
+    with pytest.raises(RunFailed, match="not yet"):
+        await handle.result(10)
+    ready.append(True)
+    assert await (await office.app.resume(handle.id)).result(10) == "done"
+    assert [account.count("asked", "a"), account.count("asked back", "a")] == [1, 1]
 
 
 # --- the code has changed -----------------------------------------------------------------------------------------

@@ -413,7 +413,7 @@ def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run
         step_of(row)
         for row in connection.execute(
             f"SELECT {STEP_FIELDS} FROM steps WHERE home = ? AND run = ? AND call_key IS NOT NULL "
-            "ORDER BY started, attempt",
+            "ORDER BY rowid",
             (home, run),
         )
     ]
