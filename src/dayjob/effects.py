@@ -148,12 +148,15 @@ class ToolStep:
             self.call_key = digest(f"{self.run.id} {self.key}".encode()).hex()
         else:
             self.call_key, _ = self.journal.effects.assign(self.name, self.written)
-            await self._be_allowed(self.journal.commit(intent=True))
         step = FunctionCall(
             self.key, self.name, self._invoke, (), self.shape, self._input(), self.fingerprint, tool.timeout, Kind.TOOL,
             None if tool.effect == "read" else self.call_key, undo_of(tool),
+            None if tool.effect == "read" else self._intend,
         )  # fmt: skip
         return await call_function(self.run, step, tool.retry or NO_RETRY)
+
+    async def _intend(self) -> None:
+        await self._be_allowed(self.journal.commit(intent=True))
 
     async def _invoke(self) -> Any:
         self.attempt += 1

@@ -914,6 +914,33 @@ async def test_cancel_during_an_idempotent_call_takes_back_what_it_did(
     assert [h.reference for h in keyed.all("reversed")] == ["a"]
 
 
+async def test_after_a_cancel_by_another_process_an_idempotent_call_is_not_tried_again(url: str) -> None:
+    """The worker has not heard of it yet when the policy says that it is time for another try."""
+    tries = 0
+    tried, cancelled = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="idempotent", retry=Retry(attempts=5, delay=0))
+    async def pay(to: str) -> None:
+        nonlocal tries
+        tries += 1
+        tried.set()
+        await cancelled.wait()
+        raise StepError("Busy", "later", retryable=True)
+
+    @job
+    async def pays(run: Run) -> None:
+        await run.tool(pay, to="a")
+
+    async with Dayjob(url, worker=False) as app, app.worker(beat_seconds=3600), Dayjob(url, worker=False) as far:
+        handle = await app.submit(pays())
+        await tried.wait()
+        await far.cancel(handle.id)
+        cancelled.set()
+        with pytest.raises(RunCancelled):
+            await handle.result(10)
+    assert tries == 1
+
+
 async def test_a_write_that_hangs_when_the_run_is_cancelled_needs_attention(
     office: Office, account: Account
 ) -> None:
