@@ -678,6 +678,8 @@ def _superseded_by_resume(
         doomed = [] if origin is None else _error_chain(current, origin)
         if record.status == Status.EXPIRED:  # asked again, with its time anew
             doomed += [row for row in current if is_action(row) and row.outcome is None and row.due]
+    asked = {row.key + name for row in doomed if row.kind == Kind.TOOL for name in (APPROVE, HAPPENED)}
+    doomed += [row for row in current if row.key in asked and row not in doomed]  # of that one execution
     return [(row.key, row.attempt) for row in doomed]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,11 +31,13 @@ class FunctionCall(NamedTuple):
     kind: Kind = Kind.CALL
     call_key: str | None = None
     undo: str | None = None
+    intend: Callable[[], Awaitable[None]] | None = None
+    """Awaited before each try; it does not return if the run was cancelled."""
 
 
 async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> Any:
     """Calls the function, again as often as the policy says; every try is a row."""
-    key, name, fn, args, shape, input, fingerprint, timeout, kind, call_key, undo = step
+    key, name, fn, args, shape, input, fingerprint, timeout, kind, call_key, undo, intend = step
     await run.live()
     journal, scope = run.journal, run.scope
     what = "step" if kind == Kind.CALL else "tool"
@@ -59,6 +61,8 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
         limit = asyncio.timeout(timeout)
         run.keeper.busy += 1
         try:
+            if intend is not None:
+                await intend()
             if timeout is None:
                 value = await _called(run, fn, args, shape)
             else:

@@ -12,6 +12,7 @@ is resolved first: by the tool's own `probe`, else by a person who is asked "did
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -41,9 +42,22 @@ PAUSES = (0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
 """A receiver that knows the key is asked again after so many seconds each, and then as after the last."""
 
 _YES_OR_NO = {"type": "boolean"}
-_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError", "gaierror"})
+_NOT_SENT = frozenset(
+    {
+        "ConnectError", "ConnectTimeout", "ConnectTimeoutError", "PoolTimeout", "NewConnectionError",
+        "NameResolutionError", "EndpointConnectionError", "ClientConnectorError", "gaierror",
+    }
+)  # fmt: skip
 _LOST_ON_THE_WAY = frozenset(
-    {"TransportError", "ClientConnectionError", "ConnectionError", "Timeout", "HTTPException"}
+    {
+        "TransportError", "ClientConnectionError", "ClientPayloadError", "ConnectionError", "ConnectionClosed",
+        "ConnectionClosedError", "Timeout", "TimeoutError", "TimeoutExpired", "HTTPException", "ProtocolError",
+        "ChunkedEncodingError", "SSLEOFError", "SSLZeroReturnError", "SSLSyscallError", "SMTPServerDisconnected",
+    }
+)  # fmt: skip
+"""Classes by name: those of httpx, aiohttp, requests, urllib3, botocore, websockets and of Python itself."""
+_NETWORK_GONE = frozenset(
+    {errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
 _SERVER_ERROR = 500
 
@@ -134,12 +148,15 @@ class ToolStep:
             self.call_key = digest(f"{self.run.id} {self.key}".encode()).hex()
         else:
             self.call_key, _ = self.journal.effects.assign(self.name, self.written)
-            await self._be_allowed(self.journal.commit(intent=True))
         step = FunctionCall(
             self.key, self.name, self._invoke, (), self.shape, self._input(), self.fingerprint, tool.timeout, Kind.TOOL,
             None if tool.effect == "read" else self.call_key, undo_of(tool),
+            None if tool.effect == "read" else self._intend,
         )  # fmt: skip
         return await call_function(self.run, step, tool.retry or NO_RETRY)
+
+    async def _intend(self) -> None:
+        await self._be_allowed(self.journal.commit(intent=True))
 
     async def _invoke(self) -> Any:
         self.attempt += 1
@@ -521,7 +538,7 @@ def name_of(fn: Any) -> str:
     return str(getattr(inner, "__qualname__", type(inner).__qualname__))
 
 
-async def called(threads: Threads, fn: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+async def called(threads: Threads, fn: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
     """What an async function gives; a sync one runs in a thread."""
     if shape_of(fn).is_async:
         return await fn(*args, **arguments)
@@ -554,25 +571,49 @@ def outcome_is_unknown(problem: BaseException, tool: Tool[..., Any]) -> bool:
     """Whether a call that failed so may have been done nevertheless.
 
     A timeout, a connection lost after sending, and HTTP 5xx may; a connection that was never made may
-    not. Looks at what the error was raised from, too.
+    not. Looks at what the error was raised from, while handling what, and at the members of a group: a
+    second try that was not sent says nothing of the first.
     """
-    cause: BaseException | None = problem
-    while cause is not None:
-        if isinstance(cause, NotDone):
-            return False
-        if isinstance(cause, (Unknown, *tool.unknown)):
+    waiting: list[Any] = [problem]
+    seen: set[int] = set()
+    not_sent: set[int] = set()
+    while waiting:
+        cause = waiting.pop()
+        if not isinstance(cause, BaseException) or id(cause) in seen or isinstance(cause, NotDone):
+            continue
+        seen.add(id(cause))
+        waiting.append(_raised_while(cause))
+        if id(cause) not in not_sent and isinstance(cause, (Unknown, *tool.unknown)):
             return True
-        names = {kind.__name__ for kind in type(cause).__mro__}
-        if isinstance(cause, ConnectionRefusedError) or names & _NOT_SENT:
-            return False
-        if isinstance(cause, TimeoutError | ConnectionError | EOFError) or names & _LOST_ON_THE_WAY:
+        if id(cause) in not_sent or _was_not_sent(cause):
+            not_sent.add(id(cause.__cause__))
+        elif _was_lost(cause):
             return True
-        if _status_of(cause) >= _SERVER_ERROR:
-            return True
-        raised_while = None if cause.__suppress_context__ else cause.__context__
-        cause = cause.__cause__ or getattr(cause, "reason", None) or raised_while
-        cause = cause if isinstance(cause, BaseException) else None
+        elif isinstance(cause, BaseExceptionGroup):
+            waiting += cause.exceptions
+        waiting += [cause.__cause__, getattr(cause, "reason", None)]
     return False
+
+
+def _was_not_sent(problem: BaseException) -> bool:
+    return isinstance(problem, ConnectionRefusedError) or bool(_names_of(problem) & _NOT_SENT)
+
+
+def _was_lost(problem: BaseException) -> bool:
+    if isinstance(problem, TimeoutError | ConnectionError | EOFError) or _names_of(problem) & _LOST_ON_THE_WAY:
+        return True
+    gone = isinstance(problem, OSError) and problem.errno in _NETWORK_GONE
+    return gone or _status_of(problem) >= _SERVER_ERROR
+
+
+def _names_of(problem: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(problem).__mro__}
+
+
+def _raised_while(problem: BaseException) -> BaseException | None:
+    """The error that was being handled; `raise … from None` says that it does not matter."""
+    hidden = problem.__suppress_context__ and problem.__cause__ is None
+    return None if hidden else problem.__context__
 
 
 def _status_of(problem: BaseException) -> int:

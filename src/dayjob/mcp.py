@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _PAGES = 100
 _PROBLEMS = 10
+_INTERNAL_ERROR = -32603
+_SERVER_ERRORS = range(-32099, -31999)
+"""Codes of JSON-RPC 2.0, section 5.1."""
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -123,6 +126,8 @@ class McpServer:
             result = await connection.call(name, arguments, self.timeout)
         except Exception as problem:
             if (refusal := connection.refusal_in(problem)) is not None:
+                if writes and _may_be_done(problem):
+                    raise Unknown(f"{self} could not say what became of {name}: {shorten_text(refusal, 200)}") from None
                 raise _failed(name, refusal) from None
             trouble = self._trouble(connection, problem, f"answer {name}")
             raise (Unknown(trouble.message) if writes else trouble) from problem
@@ -196,8 +201,12 @@ class _Connection:
             self.ready.set()
 
     async def close(self) -> None:
+        if not self.ready.is_set():  # it may never be: who waits for it hears of the end
+            self.problem = ConnectionAbortedError("it was closed")
+            self._owner.cancel()
         self.over.set()
         await asyncio.wait([self._owner])
+        self.ready.set()  # by its owner too, if that ever began
 
     async def list_tools(self) -> list[mcp.types.Tool]:
         found: list[mcp.types.Tool] = []
@@ -327,6 +336,12 @@ def _complaint(tool_name: str, problem: Any) -> str:
         return f"{place}: {problem.message}"
     expected = f"{problem.validator}: {shorten(problem.validator_value)}"
     return f"{place}: does not fit {expected}; got {shorten(problem.instance)}"
+
+
+def _may_be_done(problem: Exception) -> bool:
+    """Whether an error of JSON-RPC is the server's own trouble, and not what it refused to begin with."""
+    code = getattr(problem, "code", None)
+    return code == _INTERNAL_ERROR or code in _SERVER_ERRORS
 
 
 def _effect(annotations: mcp.types.ToolAnnotations | None) -> Effect:

@@ -184,7 +184,7 @@ class Tool(Generic[P, R]):
                     "a model passes arguments by name"
                 )
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.fn(*args, **kwargs)
 
     @cached_property

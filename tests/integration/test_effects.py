@@ -545,6 +545,20 @@ async def test_arguments_that_do_not_fit_are_an_error_that_says_so_and_nothing_i
     assert not account.history
 
 
+@pytest.mark.parametrize("effect", ["read", "write"])
+async def test_arguments_may_have_any_name(office: Office, effect: Any) -> None:
+    @tool(effect=effect)
+    def add(fn: int, threads: int, tool: int, self: int, run: int, call: int) -> int:
+        return fn + threads + tool + self + run + call
+
+    @job
+    async def adds(run: Run) -> int:
+        return await run.tool(add, fn=1, threads=1, tool=1, self=1, run=1, call=1)
+
+    assert await (await office.app.submit(adds())).result(10) == 6
+    assert add(fn=1, threads=1, tool=1, self=1, run=1, call=1) == 6
+
+
 async def test_sync_tools_run_beside_the_loop(office: Office) -> None:
     threads: list[int] = []
 
@@ -661,6 +675,51 @@ async def test_an_approval_survives_a_crash_at_any_write_and_is_one_execution(
             assert account.count("booked", "a") == 1, ended.death
             asked = [step for step in ended.steps if step.key == "pay#approve"]
             assert [step.outcome for step in asked] == ["value"], ended.death
+
+
+@pytest.mark.parametrize("from_step", [None, "pay"])
+async def test_what_is_done_again_on_resume_is_approved_again(
+    office: Office, account: Account, from_step: str | None
+) -> None:
+    pay = paying(account, approve=True)
+
+    @job
+    async def pays(run: Run) -> int:
+        return await run.tool(pay, to="a")
+
+    account.trouble("a", "refuse")
+    handle = await office.app.submit(pays())
+    (first,) = await office.asked(handle.id)
+    await office.app.approve(handle.id, first.id)
+    with pytest.raises(RunFailed):
+        await handle.result(10)
+    handle = await office.app.resume(handle.id, from_step=from_step)
+    (second,) = await office.asked(handle.id)
+    assert account.count("asked", "a") == 1
+    with pytest.raises(UnknownAction):
+        await office.app.approve(handle.id, first.id)
+    await office.app.approve(handle.id, second.id)
+    assert await handle.result(10) == account.all("booked")[0].number
+
+
+async def test_what_is_done_again_on_resume_and_lost_again_is_asked_about_again(
+    office: Office, account: Account
+) -> None:
+    pay = paying(account)
+
+    @job
+    async def pays(run: Run) -> int:
+        return await run.tool(pay, to="a")
+
+    account.trouble("a", "500 before", "500 after")
+    handle = await office.app.submit(pays())
+    await office.app.answer(handle.id, (await office.asked(handle.id))[0].id, False)
+    with pytest.raises(RunFailed):
+        await handle.result(10)
+    handle = await office.app.resume(handle.id)
+    await office.app.answer(handle.id, (await office.asked(handle.id))[0].id, {"result": 7})
+    assert await handle.result(10) == 7
+    assert account.count("booked", "a") == 1
 
 
 async def test_the_verdict_whether_to_ask_stands_once_somebody_was_asked(
@@ -853,6 +912,33 @@ async def test_cancel_during_an_idempotent_call_takes_back_what_it_did(
     with pytest.raises(RunCancelled):
         await handle.result(10)
     assert [h.reference for h in keyed.all("reversed")] == ["a"]
+
+
+async def test_after_a_cancel_by_another_process_an_idempotent_call_is_not_tried_again(url: str) -> None:
+    """The worker has not heard of it yet when the policy says that it is time for another try."""
+    tries = 0
+    tried, cancelled = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="idempotent", retry=Retry(attempts=5, delay=0))
+    async def pay(to: str) -> None:
+        nonlocal tries
+        tries += 1
+        tried.set()
+        await cancelled.wait()
+        raise StepError("Busy", "later", retryable=True)
+
+    @job
+    async def pays(run: Run) -> None:
+        await run.tool(pay, to="a")
+
+    async with Dayjob(url, worker=False) as app, app.worker(beat_seconds=3600), Dayjob(url, worker=False) as far:
+        handle = await app.submit(pays())
+        await tried.wait()
+        await far.cancel(handle.id)
+        cancelled.set()
+        with pytest.raises(RunCancelled):
+            await handle.result(10)
+    assert tries == 1
 
 
 async def test_a_write_that_hangs_when_the_run_is_cancelled_needs_attention(
