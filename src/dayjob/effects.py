@@ -133,12 +133,7 @@ class ToolStep:
             return await self._client_does_it(None)
         if tool.effect == "write" or tool.key_lifetime is not None or tool.undo is not None:
             return await self._write()
-        with self._given_up():
-            release = await run.keeper.slot(tool)
-        try:
-            return await self._call()
-        finally:
-            release()
+        return await self._call()
 
     # --- reads, and what may be repeated -----------------------------------------------------------
 
@@ -150,13 +145,20 @@ class ToolStep:
             self.call_key, _ = self.journal.effects.assign(self.name, self.written)
         step = FunctionCall(
             self.key, self.name, self._invoke, (), self.shape, self._input(), self.fingerprint, tool.timeout, Kind.TOOL,
-            None if tool.effect == "read" else self.call_key, undo_of(tool),
-            None if tool.effect == "read" else self._intend,
+            None if tool.effect == "read" else self.call_key, undo_of(tool), self._prepare,
         )  # fmt: skip
         return await call_function(self.run, step, tool.retry or NO_RETRY)
 
-    async def _intend(self) -> None:
-        await self._be_allowed(self.journal.commit(intent=True))
+    async def _prepare(self) -> Callable[[], None]:
+        """Waits for a place, and for the word that the run was not cancelled; returns how to give the place back."""
+        release = await self.run.keeper.slot(self.tool)
+        try:
+            if self.tool.effect != "read":
+                await self._be_allowed(self.journal.commit(intent=True))
+        except asyncio.CancelledError:
+            release()
+            raise
+        return release
 
     async def _invoke(self) -> Any:
         self.attempt += 1
@@ -600,7 +602,10 @@ def _was_not_sent(problem: BaseException) -> bool:
 
 
 def _was_lost(problem: BaseException) -> bool:
-    if isinstance(problem, TimeoutError | ConnectionError | EOFError) or _names_of(problem) & _LOST_ON_THE_WAY:
+    if (
+        isinstance(problem, TimeoutError | ConnectionError | EOFError)
+        or _names_of(problem) & _LOST_ON_THE_WAY
+    ):
         return True
     gone = isinstance(problem, OSError) and problem.errno in _NETWORK_GONE
     return gone or _status_of(problem) >= _SERVER_ERROR
