@@ -127,7 +127,9 @@ class McpServer:
         except Exception as problem:
             if (refusal := connection.refusal_in(problem)) is not None:
                 if writes and _may_be_done(problem):
-                    raise Unknown(f"{self} could not say what became of {name}: {shorten_text(refusal, 200)}") from None
+                    raise Unknown(
+                        f"{self} could not say what became of {name}: {shorten_text(refusal, 200)}"
+                    ) from None
                 raise _failed(name, refusal) from None
             trouble = self._trouble(connection, problem, f"answer {name}")
             raise (Unknown(trouble.message) if writes else trouble) from problem
