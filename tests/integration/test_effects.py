@@ -1567,6 +1567,23 @@ async def test_secrets_reach_the_tool_and_nothing_else(
         assert not [line for line in shown if secret in line]
 
 
+async def test_the_secret_of_one_run_is_an_ordinary_word_in_another(office: Office) -> None:
+    @tool(effect="read")
+    async def log_in(pin: SecretStr) -> str:
+        return f"{pin.get_secret_value()} is right"
+
+    @job
+    async def logs_in(run: Run) -> str:
+        return await run.tool(log_in, pin="amount")
+
+    @job
+    async def counts(run: Run) -> dict:
+        return await run.step(dict, [["amount", "amount"]])
+
+    assert await (await office.app.submit(logs_in())).result(10) == "[redacted] is right"
+    assert await (await office.app.submit(counts())).result(10) == {"amount": "amount"}
+
+
 async def test_time_is_not_spent_waiting_for_a_probe_before_the_undo(
     office: Office, account: Account
 ) -> None:
