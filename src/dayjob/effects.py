@@ -23,7 +23,16 @@ from typing import Any, NamedTuple
 import orjson
 
 from dayjob.calls import FunctionCall, call_function
-from dayjob.errors import InputError, IntentRefused, NotDone, NotJSON, StepError, Unknown, text_of
+from dayjob.errors import (
+    InputError,
+    IntentRefused,
+    NotDone,
+    NotJSON,
+    StepError,
+    Unknown,
+    ValueTooLarge,
+    text_of,
+)
 from dayjob.journal import error_bytes
 from dayjob.keys import Fate, fate_of
 from dayjob.retry import NO_RETRY, decide
@@ -33,7 +42,7 @@ from dayjob.spending import hold_step
 from dayjob.steps import APPROVE, HAPPENED, MISSING, Steps, awaited, cancellings, never
 from dayjob.threads import Threads
 from dayjob.tools import Call, Deadline, Tool
-from dayjob.values import canonical, decode, digest, schema_of, secrets_in
+from dayjob.values import canonical, decode, digest, schema_of, secrets_in, within_limit
 
 PROBE_SECONDS = 60.0
 PROBE_DELAYS = (0.5, 1.0, 2.0)
@@ -98,11 +107,11 @@ class ToolStep:
             self.refusal = StepError("InvalidArguments", str(problem), step=key)
         self.journal.redact.learn(secrets_in(self.arguments))
         try:
-            self.written = self.journal.redact(canonical(self.arguments))
-        except NotJSON as problem:
+            self.written = self.journal.redact(within_limit(canonical(self.arguments)))
+        except (NotJSON, ValueTooLarge) as problem:
             self.written = b"{}"
             self.refusal = self.refusal or StepError(
-                "NotJSON", f"{self.name}: arguments: {problem}", step=key
+                type(problem).__name__, f"{self.name}: arguments: {problem}", step=key
             )
         self.fingerprint = digest(orjson.dumps(self.name) + self.written)
 

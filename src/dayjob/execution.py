@@ -131,9 +131,8 @@ class Execution:
         self.store = services.store
         self.events = services.events
         self.wakes = record.wakes
-        self.journal = Journal(
-            record, job.version, services.store, services.clock, services.redact, self.lose
-        )
+        self.redact = services.redact.for_run()
+        self.journal = Journal(record, job.version, services.store, services.clock, self.redact, self.lose)
         self.ending = record.status != Status.IN_PROGRESS
         self.dormant = False
         self.busy = 0
@@ -300,7 +299,7 @@ class Execution:
                 await run.diverge(doomed)
             if root.closed:
                 return
-            end = End(Status.COMPLETED, None, self.services.redact(self._output(value)))
+            end = End(Status.COMPLETED, None, self.redact(self._output(value)))
         except asyncio.CancelledError:
             if root.closed:
                 return
@@ -319,10 +318,10 @@ class Execution:
     def _failure(self, error: StepError) -> End:
         named = error.message.startswith(("step ", "model step "))
         where = f"step {error.step!r}: " if error.step and not named else ""
-        reason = self.services.redact.text(f"{where}{error}")
+        reason = self.redact.text(f"{where}{error}")
         # a limit is that of the whole family: one that a child reached, and nobody caught, is reached by all
         status = Status.INCOMPLETE if error.type == "RunIncomplete" else Status.FAILED
-        return End(status, reason, None, self.services.redact(error_bytes(error)))
+        return End(status, reason, None, self.redact(error_bytes(error)))
 
     def _decide(self, end: End) -> None:
         """The run is to end this way; the first decision stands."""
@@ -352,7 +351,7 @@ class Execution:
     def continue_as(self, request: Request) -> None:
         record = self.record
         self.following = new_run(
-            request, self.services.redact(request.input), self.services.clock(), home=record.home,
+            request, self.redact(request.input), self.services.clock(), home=record.home,
             project=record.project, queue=record.queue, priority=record.priority, thread=record.thread,
             parent=record.parent, parent_key=record.parent_key, tags=record.tags, source=record.source,
             root=record.root if record.parent else None, budget=record.budget,
@@ -802,7 +801,7 @@ class Execution:
         return now < self.services.valid_until
 
     def warn(self, step: str, message: str) -> None:
-        message = self.services.redact.text(message)
+        message = self.redact.text(message)
         self.events.emit("run.warning", run=self.record.id, step=step, message=message)
 
     def model_named(self, model: str | Model | None) -> Model:

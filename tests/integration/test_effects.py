@@ -545,6 +545,27 @@ async def test_arguments_that_do_not_fit_are_an_error_that_says_so_and_nothing_i
     assert not account.history
 
 
+@pytest.mark.parametrize("fits", [True, False])
+async def test_arguments_over_the_limit_are_refused(office: Office, fits: bool) -> None:
+    @tool
+    async def send(call: Call, text: str) -> None:
+        raise AssertionError("it was called")
+
+    @job
+    async def sends(run: Run) -> str:
+        try:
+            return str(await run.tool(send, text="x" * 9_000_000, **({} if fits else {"more": 1})))
+        except StepError as error:
+            return f"{error.type}: {error.message}"
+
+    told = await (await office.app.submit(sends())).result(10)
+    assert told.startswith(
+        "ValueTooLarge: send: arguments: 9.0 MB" if fits else "InvalidArguments: send.more"
+    )
+    (row,) = await rows_of(office.app, office.told("run.settled")[0]["run"], "send")
+    assert len(row.input or b"") < 1000
+
+
 @pytest.mark.parametrize("effect", ["read", "write"])
 async def test_arguments_may_have_any_name(office: Office, effect: Any) -> None:
     @tool(effect=effect)
@@ -931,7 +952,11 @@ async def test_after_a_cancel_by_another_process_an_idempotent_call_is_not_tried
     async def pays(run: Run) -> None:
         await run.tool(pay, to="a")
 
-    async with Dayjob(url, worker=False) as app, app.worker(beat_seconds=3600), Dayjob(url, worker=False) as far:
+    async with (
+        Dayjob(url, worker=False) as app,
+        app.worker(beat_seconds=3600),
+        Dayjob(url, worker=False) as far,
+    ):
         handle = await app.submit(pays())
         await tried.wait()
         await far.cancel(handle.id)
@@ -1540,6 +1565,23 @@ async def test_secrets_reach_the_tool_and_nothing_else(
     for secret in ("arg-secret-0815", "env-secret-4711"):
         assert secret.encode() not in stored
         assert not [line for line in shown if secret in line]
+
+
+async def test_the_secret_of_one_run_is_an_ordinary_word_in_another(office: Office) -> None:
+    @tool(effect="read")
+    async def log_in(pin: SecretStr) -> str:
+        return f"{pin.get_secret_value()} is right"
+
+    @job
+    async def logs_in(run: Run) -> str:
+        return await run.tool(log_in, pin="amount")
+
+    @job
+    async def counts(run: Run) -> dict:
+        return await run.step(dict, [["amount", "amount"]])
+
+    assert await (await office.app.submit(logs_in())).result(10) == "[redacted] is right"
+    assert await (await office.app.submit(counts())).result(10) == {"amount": "amount"}
 
 
 async def test_time_is_not_spent_waiting_for_a_probe_before_the_undo(

@@ -360,3 +360,19 @@ def test_a_signature_without_annotations_takes_any_json() -> None:
 def test_digest_has_16_bytes_and_tells_values_apart() -> None:
     assert len(digest(b"a")) == 16
     assert digest(b"a") != digest(b"b")
+
+
+def test_what_a_run_was_given_is_a_secret_of_that_run_alone() -> None:
+    everyone = Redactor(["of-everyone"])
+    one, other = everyone.for_run(), everyone.for_run()
+    one.learn(["amount", "hunter22"])
+    data = b'"amount of hunter22 of-everyone"'
+    assert one(data) == b'"[redacted] of [redacted] [redacted]"'
+    assert other(data) == everyone(data) == b'"amount of hunter22 [redacted]"'
+    assert one.text("hunter22") == "[redacted]"
+
+
+def test_what_a_run_was_given_stays_where_it_is_a_key() -> None:
+    redact = Redactor(["of-everyone"]).for_run()
+    redact.learn(["amount"])
+    assert redact(b'{"amount":"amount","of-everyone":1}') == b'{"amount":"[redacted]","[redacted]":1}'
