@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -1261,6 +1262,41 @@ async def test_what_was_rolled_back_is_not_undone_again_when_the_run_fails(
     with pytest.raises(RunFailed, match="no good"):
         await (await office.app.submit(pays())).result(10)
     assert [h.reference for h in account.all("asked back")] == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize("how", ["fine", "fails"])
+async def test_what_a_child_took_back_itself_is_not_undone_again_by_its_parent(
+    office: Office, account: Account, how: str
+) -> None:
+    async def take_back(call: Call, result: int) -> None:
+        await reverse(account.url, call.arguments["to"])
+        if how == "fails":
+            raise ValueError("the line is bad")
+
+    pay = paying(account, undo=take_back)
+
+    @job
+    async def inner(run: Run) -> None:
+        await run.step(str, "begin")
+        await run.tool(pay, to="a")
+        with contextlib.suppress(StepError):
+            await run.rollback(to="str")
+
+    @job
+    async def middle(run: Run) -> None:
+        await (await run.start(inner())).result()
+
+    @job
+    async def outer(run: Run) -> None:
+        await (await run.start(middle())).result()
+        raise ValueError("no good")
+
+    handle = await office.app.submit(outer())
+    with pytest.raises(RunFailed, match="no good"):
+        await handle.result(10)
+    assert account.count("asked back", "a") == 1
+    assert (await office.app.get(handle.id)).attention == (how == "fails")
+    assert all("tried to undo it" in why for why in (await office.app.attention(handle.id)).values())
 
 
 # --- the code has changed -----------------------------------------------------------------------------------------

@@ -202,15 +202,14 @@ class SQLiteReads:
         )
 
     async def effects(self, run: str) -> list[StepRecord]:
-        """What a run did to the world, undos aside: calls with a key, and children whose effects stand."""
+        """What a run did to the world, and what it took back: calls with a key, undos, and children."""
         return await self._read(
             lambda c: [
                 step_of(row)
                 for row in c.execute(
                     f"SELECT {STEP_FIELDS} FROM steps WHERE home = (SELECT home FROM runs WHERE id = :run) "
-                    "AND run = :run AND (call_key IS NOT NULL OR (kind = 'run' AND EXISTS ("
-                    "SELECT 1 FROM runs WHERE id = steps.child AND status IN ('completed', 'incomplete')))) "
-                    "AND scope <> '#undo' ORDER BY seq IS NULL, seq, started, attempt",
+                    "AND run = :run AND (call_key IS NOT NULL OR kind = 'run') "
+                    "ORDER BY seq IS NULL, seq, started, attempt",
                     {"run": run},
                 )
             ]
