@@ -94,16 +94,14 @@ class Unwinding:
             undone = {**undone, **{row.call_key: row for row in found if row.scope == UNDO_SCOPE}}
         latest = {row.call_key: row for row in rows if row.call_key is not None}
         mine = [row for row in rows if row.call_key is None or latest[row.call_key] is row]
-        children = {
-            row.child: await patiently(partial(self.store.get, row.child)) for row in mine if row.child
-        }
+        lines = {row.child: await patiently(partial(self.store.line, row.child)) for row in mine if row.child}
 
         def place(row: StepRecord) -> float:
             """When it finished; that of a child which ended unnoticed is after all that had finished by then."""
-            child = children.get(row.child or "")
-            if row.seq is not None or child is None or child.ended is None:
+            line = lines.get(row.child)
+            if row.seq is not None or not line or line[0].ended is None:
                 return row.seq or float("inf")
-            earlier = (each.seq for each in mine if each.seq and (each.ended or 0.0) <= child.ended)
+            earlier = (each.seq for each in mine if each.seq and (each.ended or 0.0) <= line[0].ended)
             return max(earlier, default=0) + 0.5
 
         for row in sorted(mine, key=place, reverse=True):
@@ -113,10 +111,11 @@ class Unwinding:
                 if (row.undo and fate_of(row) is Fate.DONE) or fate_of(row) is Fate.UNKNOWN:
                     yield Done(row, job, undone.get(undo_key(row.call_key or "")))
                 continue
-            child = children.get(row.child or "")
-            if child is not None and child.status in _STANDING:
-                async for done in self._effects_of(child.id, self._jobs.get(child.job), 0, undone):
-                    yield done
+            line = lines.get(row.child, [])
+            for child in line if line and line[0].status.is_terminal else ():
+                if child.status in _STANDING:
+                    async for done in self._effects_of(child.id, self._jobs.get(child.job), 0, undone):
+                        yield done
 
     async def _undo(self, done: Done) -> bool:
         row = done.row

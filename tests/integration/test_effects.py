@@ -1299,6 +1299,31 @@ async def test_what_a_child_took_back_itself_is_not_undone_again_by_its_parent(
     assert all("tried to undo it" in why for why in (await office.app.attention(handle.id)).values())
 
 
+@pytest.mark.parametrize("last", ["completes", "fails"])
+async def test_all_that_a_child_did_is_undone_though_it_continued_as_another_run(
+    office: Office, account: Account, last: str
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+
+    @job
+    async def endless(run: Run, left: int) -> None:
+        await run.tool(pay, to=f"n{left}")
+        if left:
+            await run.continue_as(endless(left=left - 1))
+        if last == "fails":
+            raise ValueError("the end")
+
+    @job
+    async def outer(run: Run) -> None:
+        await run.tool(pay, to="a")
+        await (await run.start(endless(left=2))).result()
+        raise ValueError("no good")
+
+    with pytest.raises(RunFailed):
+        await (await office.app.submit(outer())).result(10)
+    assert [h.reference for h in account.all("asked back")] == ["n0", "n1", "n2", "a"]
+
+
 # --- the code has changed -----------------------------------------------------------------------------------------
 
 

@@ -175,6 +175,24 @@ class SQLiteReads:
         )
         return await self._read(lambda c: [run_of(row) for row in c.execute(statement, values)])
 
+    async def line(self, child: str) -> list[RunRecord]:
+        """A child run, and before it those that it continues, the latest first; without their input."""
+
+        def query(connection: sqlite3.Connection) -> list[RunRecord]:
+            same_step = connection.execute(
+                f"SELECT {RUN_FIELDS} FROM runs WHERE parent = (SELECT parent FROM runs WHERE id = ?1) "
+                "AND parent_key = (SELECT parent_key FROM runs WHERE id = ?1)",
+                (child,),
+            )
+            runs = [run_of(row) for row in same_step]
+            by_next = {run.next_run: run for run in runs if run.next_run is not None}
+            found = [run for run in runs if run.id == child]
+            while found and found[-1].id in by_next:
+                found.append(by_next[found[-1].id])
+            return found
+
+        return await self._read(query)
+
     async def ended(self, runs: Sequence[str]) -> list[str]:
         """Those of these runs that are over."""
         return await self._read(
