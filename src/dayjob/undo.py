@@ -21,7 +21,7 @@ from dayjob.errors import DayjobError, InputError, NotDone, StepError, step_erro
 from dayjob.jobs import Job
 from dayjob.journal import Journal, error_bytes
 from dayjob.keys import UNDO_SCOPE, Fate, fate_of, undo_key
-from dayjob.runs import Kind, Outcome, StepRecord
+from dayjob.runs import Kind, Outcome, Status, StepRecord
 from dayjob.shapes import parameter_types
 from dayjob.steps import patiently
 from dayjob.stores import Store
@@ -33,6 +33,8 @@ UNDO_SECONDS = 60.0
 """How long an undo may take whose tool names no timeout."""
 LOOK_SECONDS = 0.1
 _MANY = 5_000
+_STANDING = frozenset({Status.COMPLETED, Status.INCOMPLETE})
+"""Children that ended so leave it to their parent to undo what they did."""
 
 
 class Done(NamedTuple):
@@ -40,6 +42,8 @@ class Done(NamedTuple):
 
     row: StepRecord
     job: Job | None
+    undone: StepRecord | None = None
+    """Its undo by the child itself, or by a child that had started it."""
 
 
 class Unwinding:
@@ -72,7 +76,7 @@ class Unwinding:
 
     async def effects(self, after: int = 0) -> list[Done]:
         """What there is to undo that finished after a seq, the latest first; calls of unknown outcome come before."""
-        return [done async for done in self._effects_of(self.journal.run, self._job, after)]
+        return [done async for done in self._effects_of(self.journal.run, self._job, after, {})]
 
     async def undo(self, effects: Sequence[Done]) -> list[str]:
         """Undoes them in this order; returns the keys of those that could not be."""
@@ -81,20 +85,23 @@ class Unwinding:
                 self.failed.append(done.row.key)
         return self.failed
 
-    async def _effects_of(self, run: str, job: Job | None, after: int) -> AsyncIterator[Done]:
-        rows = await patiently(lambda: self.store.effects(run))
+    async def _effects_of(
+        self, run: str, job: Job | None, after: int, undone: Mapping[str | None, StepRecord]
+    ) -> AsyncIterator[Done]:
+        found = await patiently(lambda: self.store.effects(run))
+        rows = [row for row in found if row.scope != UNDO_SCOPE]
+        if run != self.journal.run:
+            undone = {**undone, **{row.call_key: row for row in found if row.scope == UNDO_SCOPE}}
         latest = {row.call_key: row for row in rows if row.call_key is not None}
         mine = [row for row in rows if row.call_key is None or latest[row.call_key] is row]
-        children = {
-            row.child: await patiently(partial(self.store.get, row.child)) for row in mine if row.child
-        }
+        lines = {row.child: await patiently(partial(self.store.line, row.child)) for row in mine if row.child}
 
         def place(row: StepRecord) -> float:
             """When it finished; that of a child which ended unnoticed is after all that had finished by then."""
-            child = children.get(row.child or "")
-            if row.seq is not None or child is None or child.ended is None:
+            line = lines.get(row.child)
+            if row.seq is not None or not line or line[0].ended is None:
                 return row.seq or float("inf")
-            earlier = (each.seq for each in mine if each.seq and (each.ended or 0.0) <= child.ended)
+            earlier = (each.seq for each in mine if each.seq and (each.ended or 0.0) <= line[0].ended)
             return max(earlier, default=0) + 0.5
 
         for row in sorted(mine, key=place, reverse=True):
@@ -102,16 +109,17 @@ class Unwinding:
                 continue
             if row.kind != Kind.RUN:
                 if (row.undo and fate_of(row) is Fate.DONE) or fate_of(row) is Fate.UNKNOWN:
-                    yield Done(row, job)
+                    yield Done(row, job, undone.get(undo_key(row.call_key or "")))
                 continue
-            child = children.get(row.child or "")
-            if child is not None:
-                async for done in self._effects_of(child.id, self._jobs.get(child.job), 0):
-                    yield done
+            line = lines.get(row.child, [])
+            for child in line if line and line[0].status.is_terminal else ():
+                if child.status in _STANDING:
+                    async for done in self._effects_of(child.id, self._jobs.get(child.job), 0, undone):
+                        yield done
 
     async def _undo(self, done: Done) -> bool:
         row = done.row
-        if row.scope.startswith(UNDO_SCOPE):
+        if done.undone is not None and done.undone.outcome == Outcome.VALUE:
             return True
         tool = self._tool_of(done)
         if fate_of(row) is Fate.UNKNOWN and not await self._find_out(row, tool):
@@ -130,6 +138,10 @@ class Unwinding:
             intent = self._intent(row)
             self.journal.effects.note(intent)
             await self.journal.commit((intent,))
+        if done.undone is not None:
+            return await self._fail(
+                intent, StepError("NotUndone", f"{done.undone.run} tried to undo it, and could not")
+            )
         if undo is None:
             return await self._fail(
                 intent, StepError("NotFound", f"{row.undo!r} is not in reach of the job's code")

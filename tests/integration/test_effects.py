@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -1401,6 +1402,66 @@ async def test_a_run_that_took_something_back_by_itself_may_be_resumed(
     ready.append(True)
     assert await (await office.app.resume(handle.id)).result(10) == "done"
     assert [account.count("asked", "a"), account.count("asked back", "a")] == [1, 1]
+
+
+@pytest.mark.parametrize("how", ["fine", "fails"])
+async def test_what_a_child_took_back_itself_is_not_undone_again_by_its_parent(
+    office: Office, account: Account, how: str
+) -> None:
+    async def take_back(call: Call, result: int) -> None:
+        await reverse(account.url, call.arguments["to"])
+        if how == "fails":
+            raise ValueError("the line is bad")
+
+    pay = paying(account, undo=take_back)
+
+    @job
+    async def inner(run: Run) -> None:
+        await run.step(str, "begin")
+        await run.tool(pay, to="a")
+        with contextlib.suppress(StepError):
+            await run.rollback(to="str")
+
+    @job
+    async def middle(run: Run) -> None:
+        await (await run.start(inner())).result()
+
+    @job
+    async def outer(run: Run) -> None:
+        await (await run.start(middle())).result()
+        raise ValueError("no good")
+
+    handle = await office.app.submit(outer())
+    with pytest.raises(RunFailed, match="no good"):
+        await handle.result(10)
+    assert account.count("asked back", "a") == 1
+    assert (await office.app.get(handle.id)).attention == (how == "fails")
+    assert all("tried to undo it" in why for why in (await office.app.attention(handle.id)).values())
+
+
+@pytest.mark.parametrize("last", ["completes", "fails"])
+async def test_all_that_a_child_did_is_undone_though_it_continued_as_another_run(
+    office: Office, account: Account, last: str
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+
+    @job
+    async def endless(run: Run, left: int) -> None:
+        await run.tool(pay, to=f"n{left}")
+        if left:
+            await run.continue_as(endless(left=left - 1))
+        if last == "fails":
+            raise ValueError("the end")
+
+    @job
+    async def outer(run: Run) -> None:
+        await run.tool(pay, to="a")
+        await (await run.start(endless(left=2))).result()
+        raise ValueError("no good")
+
+    with pytest.raises(RunFailed):
+        await (await office.app.submit(outer())).result(10)
+    assert [h.reference for h in account.all("asked back")] == ["n0", "n1", "n2", "a"]
 
 
 # --- the code has changed -----------------------------------------------------------------------------------------
