@@ -1610,6 +1610,27 @@ async def test_secrets_that_do_not_fit_or_are_nested_are_kept_nowhere(tmp_path: 
         assert secret not in stored
 
 
+async def test_a_secret_in_the_reason_for_an_answer_is_kept_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, account: Account
+) -> None:
+    monkeypatch.setenv("THE_BANKS_TOKEN", "env-secret-4711")
+    pay = paying(account, approve=True)
+
+    @job
+    async def pays(run: Run) -> None:
+        await run.tool(pay, to="a")
+
+    async with Dayjob(f"sqlite:///{tmp_path / 'secrets.db'}") as app:
+        handle = await app.submit(pays())
+        (asked,) = await until(lambda: app.actions(handle.id))
+        await app.reject(handle.id, asked.id, reason="it leaks env-secret-4711", by="Ann, env-secret-4711")
+        with pytest.raises(RunFailed, match=r"refused it: it leaks \[redacted\]"):
+            await handle.result(10)
+        (row,) = await rows_of(app, handle.id, "#approve")
+    assert (row.answer_reason, row.answered_by) == ("it leaks [redacted]", "Ann, [redacted]")
+    assert b"env-secret-4711" not in bytes_in(tmp_path)
+
+
 async def test_the_secret_of_one_run_is_an_ordinary_word_in_another(office: Office) -> None:
     @tool(effect="read")
     async def log_in(pin: SecretStr) -> str:
