@@ -316,8 +316,7 @@ class Dayjob:
 
         Raises UnknownAction if the run does not wait for it (any more), InputError if the value does not fit.
         """
-        for name, text in (("by", by), ("reason", reason)):
-            _check_text(name, text)
+        by, reason = self._told("by", by), self._told("reason", reason)
         action = await self._action(run_id, action_id)
         data = self.redact(encode(value))
         if action.schema:
@@ -405,6 +404,11 @@ class Dayjob:
         return Memory(self)
 
     # --- small parts ---------------------------------------------------------------------------
+
+    def _told(self, name: str, text: str | None) -> str | None:
+        """What a person says, as it may be stored. Raises InputError for what no column of text can hold."""
+        _check_text(name, text)
+        return None if text is None else self.redact.text(text)
 
     def _know(self, job: Job) -> None:
         if not isinstance(job, Job):

@@ -42,7 +42,7 @@ from dayjob.spending import hold_step
 from dayjob.steps import APPROVE, HAPPENED, MISSING, Steps, awaited, cancellings, never
 from dayjob.threads import Threads
 from dayjob.tools import Call, Deadline, Tool
-from dayjob.values import canonical, decode, digest, schema_of, secrets_in, within_limit
+from dayjob.values import REDACTED, canonical, decode, digest, schema_of, secrets_in, within_limit
 
 PROBE_SECONDS = 60.0
 PROBE_DELAYS = (0.5, 1.0, 2.0)
@@ -103,7 +103,7 @@ class ToolStep:
         try:
             self.arguments = deepcopy(tool.validate(given))  # the job may go on changing what it gave
         except InputError as problem:
-            self.arguments = given
+            self.arguments = self._veiled(given)
             self.refusal = StepError("InvalidArguments", str(problem), step=key)
         self.journal.redact.learn(secrets_in(self.arguments))
         try:
@@ -524,6 +524,13 @@ class ToolStep:
         )  # fmt: skip
         row.code = self.shape.code
         return row
+
+    def _veiled(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Arguments that are of no type yet, without those that should have been secret."""
+        secret = {name: given[name] for name in self.tool.secret_arguments & given.keys()}
+        self.journal.redact.learn([value for value in secret.values() if isinstance(value, str)])
+        self.journal.redact.learn(secrets_in(given))
+        return {**given, **dict.fromkeys(secret, REDACTED)}
 
     def _input(self) -> bytes:
         more: dict[str, Any] = {} if self.verdict is None else {"approval": self.verdict}

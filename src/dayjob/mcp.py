@@ -306,7 +306,8 @@ class McpTool(Tool[..., Any]):
         except Exception:  # a schema that cannot be applied here: the server knows what it meant
             return dict(given)
         if problems:
-            raise InputError("; ".join(_complaint(self.name, problem) for problem in problems))
+            secret = self.secret_arguments
+            raise InputError("; ".join(_complaint(self.name, problem, secret) for problem in problems))
         return dict(given)
 
     def _parsed(self, arguments: Any) -> Any:
@@ -332,8 +333,10 @@ class McpTool(Tool[..., Any]):
         """Its arguments are in the schema."""
 
 
-def _complaint(tool_name: str, problem: Any) -> str:
+def _complaint(tool_name: str, problem: Any, secret: frozenset[str]) -> str:
     place = shorten_text(".".join([tool_name, *map(str, problem.absolute_path)]), 160)
+    if secret and (not problem.absolute_path or problem.absolute_path[0] in secret):
+        return f"{place}: does not fit {problem.validator}: {shorten(problem.validator_value)}"
     if len(problem.message) <= 160:
         return f"{place}: {problem.message}"
     expected = f"{problem.validator}: {shorten(problem.validator_value)}"

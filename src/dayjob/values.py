@@ -193,13 +193,28 @@ def canonical(value: Any) -> bytes:
 
 
 def secrets_in(value: Any) -> list[str]:
-    """What the SecretStr in a value hold."""
-    if isinstance(value, dict):
-        return [secret for item in value.values() for secret in secrets_in(item)]
-    if isinstance(value, list | tuple):
-        return [secret for item in value for secret in secrets_in(item)]
-    reveal = getattr(value, "get_secret_value", None)
-    return [str(reveal())] if callable(reveal) else []
+    """What the SecretStr and their like in a value hold, in whatever they are nested."""
+    found: list[str] = []
+    waiting = [value]
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if type(each) in _SCALARS or isinstance(each, type) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        reveal = getattr(each, "get_secret_value", None)
+        if callable(reveal):
+            secret = reveal()
+            found.append(secret.decode("utf-8", "replace") if isinstance(secret, bytes) else str(secret))
+        elif isinstance(each, dict):
+            waiting += each.values()
+        elif isinstance(each, list | tuple | set | frozenset):
+            waiting += each
+        elif hasattr(each, "model_dump"):
+            waiting += [*vars(each).values(), getattr(each, "__pydantic_extra__", None)]
+        elif hasattr(each, "__dataclass_fields__"):
+            waiting += [getattr(each, name, None) for name in each.__dataclass_fields__]
+    return found
 
 
 def digest(data: bytes) -> bytes:

@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 import pytest
-from pydantic import SecretStr
+from pydantic import BaseModel, Field, SecretBytes, SecretStr
 
 from dayjob import (
     Call,
@@ -1626,6 +1626,70 @@ async def test_secrets_reach_the_tool_and_nothing_else(
     for secret in ("arg-secret-0815", "env-secret-4711"):
         assert secret.encode() not in stored
         assert not [line for line in shown if secret in line]
+
+
+class Login(BaseModel):
+    password: SecretStr
+
+
+async def test_secrets_that_do_not_fit_or_are_nested_are_kept_nowhere(tmp_path: Path) -> None:
+    @tool
+    async def long(pin: Annotated[SecretStr, Field(min_length=30)]) -> None:
+        raise AssertionError("it was called")
+
+    @tool
+    async def nested(logins: list[Login]) -> None:
+        raise ValueError(f"refused {logins[0].password.get_secret_value()}")
+
+    @tool(effect="read")
+    async def binary(pin: SecretBytes) -> None:
+        raise ValueError(f"refused {pin.get_secret_value().decode()}")
+
+    @job
+    async def tries(run: Run) -> list:
+        told = []
+        for each, arguments in (
+            (long, {"pin": "of-no-fit"}),
+            (long, {"pin": "tiny"}),
+            (nested, {"logins": [{"password": "of-a-model"}]}),
+            (nested, {"logins": [{"password": "of-other-model"}, "of-a-text"]}),
+            (binary, {"pin": "of-some-bytes"}),
+        ):
+            try:
+                await run.tool(each, **arguments)
+            except StepError as error:
+                told.append(str(error))
+        return told
+
+    async with Dayjob(f"sqlite:///{tmp_path / 'secrets.db'}") as app:
+        told = await (await app.submit(tries())).result(10)
+    assert [each.partition(":")[0] for each in told] == [
+        "InvalidArguments", "InvalidArguments", "ValueError", "InvalidArguments", "ValueError"
+    ]  # fmt: skip
+    stored = bytes_in(tmp_path)
+    for secret in (b"of-no-fit", b'"tiny"', b"of-a-model", b"of-other-model", b"of-a-text", b"of-some-bytes"):
+        assert secret not in stored
+
+
+async def test_a_secret_in_the_reason_for_an_answer_is_kept_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, account: Account
+) -> None:
+    monkeypatch.setenv("THE_BANKS_TOKEN", "env-secret-4711")
+    pay = paying(account, approve=True)
+
+    @job
+    async def pays(run: Run) -> None:
+        await run.tool(pay, to="a")
+
+    async with Dayjob(f"sqlite:///{tmp_path / 'secrets.db'}") as app:
+        handle = await app.submit(pays())
+        (asked,) = await until(lambda: app.actions(handle.id))
+        await app.reject(handle.id, asked.id, reason="it leaks env-secret-4711", by="Ann, env-secret-4711")
+        with pytest.raises(RunFailed, match=r"refused it: it leaks \[redacted\]"):
+            await handle.result(10)
+        (row,) = await rows_of(app, handle.id, "#approve")
+    assert (row.answer_reason, row.answered_by) == ("it leaks [redacted]", "Ann, [redacted]")
+    assert b"env-secret-4711" not in bytes_in(tmp_path)
 
 
 async def test_the_secret_of_one_run_is_an_ordinary_word_in_another(office: Office) -> None:

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, Secret, SecretBytes, SecretStr
 
 from dayjob.errors import InputError, NotJSON, ValueTooLarge
 from dayjob.values import (
@@ -27,6 +27,7 @@ from dayjob.values import (
     digest,
     encode,
     schema_of,
+    secrets_in,
 )
 
 
@@ -376,3 +377,27 @@ def test_what_a_run_was_given_stays_where_it_is_a_key() -> None:
     redact = Redactor(["of-everyone"]).for_run()
     redact.learn(["amount"])
     assert redact(b'{"amount":"amount","of-everyone":1}') == b'{"amount":"[redacted]","[redacted]":1}'
+
+
+def test_secrets_are_found_wherever_they_are_nested() -> None:
+    class Login(BaseModel, extra="allow"):
+        password: SecretStr
+        earlier: list[SecretBytes] = []
+
+    @dataclass(slots=True)
+    class Account:
+        login: Login
+        pins: tuple[SecretStr, ...] = ()
+        code: Secret[int] | None = None
+
+    extra: Any = {"token": SecretStr("of-an-extra")}
+    login = Login(password=SecretStr("of-a-model"), earlier=[SecretBytes(b"of-bytes")], **extra)
+    account = Account(login, (SecretStr("of-a-tuple"),), Secret(123456))
+    found = secrets_in({"accounts": [account, account], "name": "no secret", "login": Login})
+    assert sorted(found) == ["123456", "of-a-model", "of-a-tuple", "of-an-extra", "of-bytes"]
+
+
+def test_what_holds_itself_holds_its_secrets_once() -> None:
+    value: list[Any] = [SecretStr("of-a-list")]
+    value.append(value)
+    assert secrets_in(value) == ["of-a-list"]
