@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -1155,6 +1156,77 @@ async def test_undo_is_found_again_by_a_worker_that_did_not_do_it(
             assert record.status == (Status.CANCELLED if end == "cancel" else Status.FAILED)
             assert (await app.get(record.id)).attention == 0
     assert [h.reference for h in account.all("reversed")] == ["c", "b", "a"]
+
+
+def shop(name: str, sold: list[str]) -> Tool[..., Any]:
+    """A tool `sell` whose undo is called like that of every other shop."""
+
+    async def back(call: Call, result: str) -> None:
+        sold.append(f"{name} back")
+
+    @tool(undo=back)
+    async def sell() -> str:
+        sold.append(name)
+        return name
+
+    return sell
+
+
+async def cancelled_elsewhere(url: str, body: Body) -> str:
+    """A run that one app brought to its first question, and another cancelled."""
+    async with Dayjob(url, jobs=[Job(body, "shops", "v1")]) as app:
+        handle = await app.submit(app.jobs["shops"]())
+        await until(lambda: app.actions(handle.id))
+    async with Dayjob(url, jobs=[Job(body, "shops", "v1")]) as app:
+        await app.cancel(handle.id)
+        await app.until_settled(handle.id, 10)
+        return handle.id
+
+
+async def test_a_cancelled_run_is_undone_by_what_its_steps_were_given(url: str) -> None:
+    sold: list[str] = []
+    one, other = shop("one", sold), shop("other", sold)
+
+    async def back(what: str, call: Call, result: str) -> None:
+        sold.append(f"{what} back")
+
+    async def sells(run: Run) -> None:
+        await run.tool(one)
+        await run.tool(other)
+        await run.step(str, undo=partial(back, "step"))
+        await run.ask("go on?")
+
+    await cancelled_elsewhere(url, sells)
+    assert sold == ["one", "other", "step back", "other back", "one back"]
+
+
+@pytest.mark.parametrize("names", ["alike", "of two modules", "twice the same"])
+async def test_an_undo_found_by_name_is_called_only_if_no_other_could_be_meant(url: str, names: str) -> None:
+    """What a finished scope did is not walked again, so that its undos are found by name."""
+    sold: list[str] = []
+    one, other = shop("one", sold), shop("one" if names == "twice the same" else "other", sold)
+    if names == "of two modules":
+        for each in (other.fn, other.undo):
+            each.__module__ = "elsewhere"  # type: ignore[union-attr]
+
+    async def both(run: Run) -> None:
+        await run.tool(one)
+        await run.tool(other)
+
+    async def sells(run: Run) -> None:
+        await run.step(both)
+        await run.ask("go on?")
+
+    run = await cancelled_elsewhere(url, sells)
+    async with Dayjob(url, worker=False) as app:
+        attention = await app.attention(run)
+    if names == "alike":
+        assert sold == ["one", "other"]
+        assert len(attention) == 2
+        assert all("more than one function of that name" in why for why in attention.values())
+    else:
+        assert sold[2:] == [f"{name} back" for name in reversed(sold[:2])]
+        assert not attention
 
 
 async def test_a_run_that_expires_is_undone(office: Office, account: Account) -> None:
