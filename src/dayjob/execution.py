@@ -522,12 +522,23 @@ class Execution:
             if self.poked:
                 self.poked = False
                 await self._refresh()
+        if self.lost:
+            return
+        if task.cancelled():
+            raise StepError("JobError", "the job's own code cancelled the task in which the run ends")
+        task.result()
 
     async def _defer_all(self, scope: Scope) -> None:
         run = Run(self, scope)
         for fn, args in reversed(self._defers):
             try:
                 await run.step(fn, *args)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if scope.closed or task is None:
+                    raise
+                task.uncancel()
+                self.warn(DEFER_SCOPE, "deferred function cancelled itself")
             except (Exception, SystemExit, GeneratorExit) as problem:
                 step = problem.step if isinstance(problem, StepError) else None
                 self.warn(step or DEFER_SCOPE, f"deferred function failed: {text_of(problem)}")

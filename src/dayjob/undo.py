@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import orjson
 
 from dayjob.effects import called, name_of, outcome_is_unknown, probed, undo_of
-from dayjob.errors import DayjobError, InputError, NotDone, StepError, step_error_of
+from dayjob.errors import DayjobError, InputError, NotDone, StepError, step_error_of, text_of
 from dayjob.jobs import Job
 from dayjob.journal import Journal, error_bytes
 from dayjob.keys import UNDO_SCOPE, Fate, fate_of, undo_key
 from dayjob.runs import Kind, Outcome, Status, StepRecord
 from dayjob.shapes import parameter_types
-from dayjob.steps import patiently
+from dayjob.steps import cancellings, patiently
 from dayjob.stores import Store
 from dayjob.threads import Threads
 from dayjob.tools import Call, Tool, Undo
@@ -82,9 +82,23 @@ class Unwinding:
     async def undo(self, effects: Sequence[Done]) -> list[str]:
         """Undoes them in this order; returns the keys of those that could not be."""
         for done in effects:
-            if not await self._undo(done):
+            if not await self._tried(done):
                 self.failed.append(done.row.key)
         return self.failed
+
+    async def _tried(self, done: Done) -> bool:
+        """One that goes wrong in whatever way does not keep the others from being undone."""
+        before = cancellings()
+        try:
+            return await self._undo(done)
+        except asyncio.CancelledError:
+            if cancellings() > before:
+                raise
+            problem = "it cancelled itself"
+        except (Exception, SystemExit) as unforeseen:
+            problem = f"{type(unforeseen).__name__}: {text_of(unforeseen)}"
+        self._warn(done.row.key, f"needs attention: it could not be undone: {problem}")
+        return False
 
     async def _effects_of(
         self, run: str, job: Job | None, after: int, undone: Mapping[str | None, StepRecord]
@@ -160,16 +174,21 @@ class Unwinding:
         self, intent: StepRecord, undo: Undo, row: StepRecord, tool: Tool[..., Any] | None
     ) -> bool:
         fn = undo.fn if isinstance(undo, Tool) else undo
+        before = cancellings()
         try:
             call, result = _call_of(row, tool), decode(row.value or b"null", _declared(fn))
             async with asyncio.timeout(tool.timeout if tool and tool.timeout else UNDO_SECONDS):
                 came_to = await called(self._threads, fn, call, result)
-        except Exception as problem:
+        except asyncio.CancelledError:
+            if cancellings() > before:
+                raise
+            return await self._fail(intent, StepError("CancelledError", "it cancelled itself"), True)
+        except (Exception, SystemExit) as problem:
             error = step_error_of(problem, row.key)
             return await self._fail(intent, error, outcome_is_unknown(problem, tool or _NO_TOOL))
         try:
             data = self.journal.redact(encode(came_to))
-        except DayjobError:
+        except Exception:  # it was undone, whatever it gave
             data = b"null"
         self.journal.finish(intent, Outcome.VALUE, data)
         await self.journal.commit(update=(intent,))
@@ -201,10 +220,17 @@ class Unwinding:
         if isinstance(found, NotDone):
             self.journal.finish(row, Outcome.ERROR, None, error_bytes(_not_done(row), not_done=True))
         else:
-            self.journal.finish(row, Outcome.VALUE, self.journal.redact(encode(found.value)))
+            self._finish_found(row, found.value)
         if row.run == self.journal.run:
             await self.journal.commit(update=(row,))
         return True
+
+    def _finish_found(self, row: StepRecord, value: Any) -> None:
+        try:
+            self.journal.finish(row, Outcome.VALUE, self.journal.redact(encode(value)))
+        except DayjobError as problem:
+            error = StepError(type(problem).__name__, f"what its probe found: {problem}", step=row.key)
+            self.journal.finish(row, Outcome.ERROR, None, self.journal.redact(error_bytes(error, done=True)))
 
     def _tool_of(self, done: Done) -> Tool[..., Any] | None:
         """The tool that was called: as this process has it, or the only such one that the job's code mentions."""

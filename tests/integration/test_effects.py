@@ -1109,6 +1109,99 @@ async def test_an_undo_that_does_not_succeed_is_listed_and_the_others_are_done(
     assert office.told("run.warning", lambda fields: "needs attention" in fields["message"])
 
 
+@pytest.mark.parametrize("how", ["cancelled", "cancels its task", "exits", "exits in a thread"])
+async def test_an_undo_that_ends_in_any_way_does_not_keep_the_others_from_being_done(
+    office: Office, how: str
+) -> None:
+    undone: list[str] = []
+
+    async def undo(call: Call, result: str) -> None:
+        undone.append(result)
+        if result != "b":
+            return
+        if how == "exits":
+            raise SystemExit(3)
+        if how == "cancels its task":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    def exits(call: Call, result: str) -> None:
+        undone.append(result)
+        if result == "b":
+            raise SystemExit(3)
+
+    @tool(undo=exits if "thread" in how else undo)
+    async def sell(what: str) -> str:
+        return what
+
+    @job
+    async def sells(run: Run) -> None:
+        for what in "abc":
+            await run.tool(sell, what=what)
+        raise ValueError("no good")
+
+    handle = await office.app.submit(sells())
+    with pytest.raises(RunFailed, match="no good"):
+        await handle.result(10)
+    assert undone == ["c", "b", "a"]
+    assert (await office.app.get(handle.id)).attention == 1
+
+
+async def test_what_was_deferred_and_cancels_its_own_task_does_not_keep_the_rest_from_being_done(
+    office: Office,
+) -> None:
+    done: list[str] = []
+
+    async def cancels(name: str) -> None:
+        done.append(name)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    @job
+    async def defers(run: Run) -> str:
+        await run.defer(cancels, "first")
+        await run.defer(cancels, "last")
+        return "fine"
+
+    assert await (await office.app.submit(defers())).result(10) == "fine"
+    assert done == ["last", "first"]
+
+
+async def test_what_a_probe_finds_that_cannot_be_stored_is_undone_like_the_rest(office: Office) -> None:
+    undone: list[Any] = []
+
+    async def undo(call: Call, result: Any) -> None:
+        undone.append((call.arguments["what"], result))
+
+    async def find(call: Call) -> object:
+        return object()
+
+    @tool(undo=undo, probe=find, timeout=SOON)
+    async def sell(what: str) -> str:
+        if what == "b":
+            raise Unknown("no reply")
+        return what
+
+    @job
+    async def sells(run: Run) -> None:
+        for what in "ab":
+            await run.tool(sell, what=what)
+
+    handle = await office.app.submit(sells())
+    await office.parked(handle.id)
+    await handle.cancel()
+    await office.pass_time(LEASE_SECONDS + 10)
+    with pytest.raises(RunCancelled):
+        await handle.result(10)
+    assert undone == [("b", None), ("a", "a")]
+    assert (await office.app.get(handle.id)).attention == 0
+
+
 async def module_undo(call: Call, result: int) -> None:
     await reverse(call.arguments["url"], call.arguments["to"])
 
