@@ -14,10 +14,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import copy, deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -119,7 +121,7 @@ class ToolStep:
         """The tool's result: the recorded one, or that of the one call which the contract allows."""
         run, tool = self.run, self.tool
         row = await run.find(self.key, self.name, Kind.TOOL, self.fingerprint)
-        run.keeper.tools[self.key] = tool
+        run.keeper.tools[self.key if row is None else row.key] = tool
         if row is not None and row.outcome is not None:
             return await run.replay(row, self.shape.returns)
         await run.live()
@@ -536,6 +538,8 @@ class ToolStep:
         more: dict[str, Any] = {} if self.verdict is None else {"approval": self.verdict}
         if self.tool.external and self.shape.returns is not Any:
             more["schema"] = schema_of(self.shape.returns)
+        if self.tool.undo is not None or self.tool.probe is not None:
+            more["function"] = name_of(self.tool)
         head = {"tool": self.name, "effect": self.tool.effect, **more}
         return b'%b,"arguments":%b}' % (orjson.dumps(head)[:-1], self.written)
 
@@ -552,8 +556,22 @@ def undo_of(tool: Tool[..., Any]) -> str | None:
 
 
 def name_of(fn: Any) -> str:
-    inner = fn.fn if isinstance(fn, Tool) else fn
-    return str(getattr(inner, "__qualname__", type(inner).__qualname__))
+    """`module:name` of a function, a tool's own, or of the one that a partial completes."""
+    if isinstance(fn, Tool):
+        return name_of(fn.fn)
+    if isinstance(fn, partial):
+        return f"partial {name_of(fn.func)}"
+    named = fn if hasattr(fn, "__qualname__") else type(fn)
+    return f"{_module_of(named)}:{named.__qualname__}"
+
+
+def _module_of(named: Any) -> str:
+    """The module's name as other processes have it, which may import the file that is the program here."""
+    name = str(named.__module__).removeprefix("dayjob file ")
+    if name != "__main__":
+        return name
+    spec, file = getattr(sys.modules[name], "__spec__", None), getattr(sys.modules[name], "__file__", None)
+    return spec.name if spec is not None else Path(file or name).stem
 
 
 async def called(threads: Threads, fn: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
