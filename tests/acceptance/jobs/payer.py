@@ -40,7 +40,7 @@ def by_asking(call: Call, to: str) -> int:
     return send("POST", to, call.key)["number"]
 
 
-@tool(probe=find, timeout=0.5, undo=take_back)
+@tool(probe=find, timeout=4, undo=take_back)
 def by_probe(call: Call, to: str) -> int:
     return send("POST", to, call.key)["number"]
 
