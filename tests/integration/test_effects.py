@@ -325,6 +325,24 @@ async def test_a_probe_that_does_not_know_leaves_it_to_a_person(office: Office, 
     assert await handle.result(10) == 3
 
 
+async def test_whatever_a_probe_finds_but_none_is_the_result(office: Office, account: Account) -> None:
+    @tool(probe=lambda call: False)
+    async def send(call: Call, to: str) -> bool:
+        await book(account.url, to)
+        return True
+
+    @job
+    async def sends(run: Run) -> bool:
+        return await run.tool(send, to="a")
+
+    account.trouble("a", "drop")
+    handle = await office.app.submit(sends())
+    await office.parked(handle.id)
+    await office.pass_time(LEASE_SECONDS + 1)
+    assert await handle.result(10) is False
+    assert account.count("asked", "a") == 1
+
+
 async def test_a_timeout_of_a_write_never_becomes_an_error_that_invites_a_repeat(
     office: Office, account: Account
 ) -> None:
