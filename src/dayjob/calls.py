@@ -31,13 +31,13 @@ class FunctionCall(NamedTuple):
     kind: Kind = Kind.CALL
     call_key: str | None = None
     undo: str | None = None
-    intend: Callable[[], Awaitable[None]] | None = None
-    """Awaited before each try; it does not return if the run was cancelled."""
+    prepare: Callable[[], Awaitable[Callable[[], None]]] | None = None
+    """Awaited before each try; what it returns is called after it."""
 
 
 async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> Any:
     """Calls the function, again as often as the policy says; every try is a row."""
-    key, name, fn, args, shape, input, fingerprint, timeout, kind, call_key, undo, intend = step
+    key, name, fn, args, shape, input, fingerprint, timeout, kind, call_key, undo, prepare = step
     await run.live()
     journal, scope = run.journal, run.scope
     what = "step" if kind == Kind.CALL else "tool"
@@ -57,12 +57,12 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
         if run.keeper.events.active:
             run.keeper.events.emit("step.started", run=run.id, key=key, name=name, kind=kind, attempt=attempt)
         before = cancellings()
-        value = data = error = None
+        value = data = error = release = None
         limit = asyncio.timeout(timeout)
         run.keeper.busy += 1
         try:
-            if intend is not None:
-                await intend()
+            if prepare is not None:
+                release = await prepare()
             if timeout is None:
                 value = await _called(run, fn, args, shape)
             else:
@@ -81,6 +81,8 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             error = run.step_error(key, name, problem, timeout if limit.expired() else None)
         finally:
             run.keeper.busy -= 1
+            if release is not None:
+                release()
         if scope.closed:
             await never()
         again = None

@@ -14,10 +14,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from copy import copy, deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -119,7 +121,7 @@ class ToolStep:
         """The tool's result: the recorded one, or that of the one call which the contract allows."""
         run, tool = self.run, self.tool
         row = await run.find(self.key, self.name, Kind.TOOL, self.fingerprint)
-        run.keeper.tools[self.key] = tool
+        run.keeper.tools[self.key if row is None else row.key] = tool
         if row is not None and row.outcome is not None:
             return await run.replay(row, self.shape.returns)
         await run.live()
@@ -142,12 +144,7 @@ class ToolStep:
             return await self._client_does_it(None)
         if tool.effect == "write" or tool.key_lifetime is not None or tool.undo is not None:
             return await self._write()
-        with self._given_up():
-            release = await run.keeper.slot(tool)
-        try:
-            return await self._call()
-        finally:
-            release()
+        return await self._call()
 
     # --- reads, and what may be repeated -----------------------------------------------------------
 
@@ -159,13 +156,20 @@ class ToolStep:
             self.call_key, _ = self.journal.effects.assign(self.name, self.written)
         step = FunctionCall(
             self.key, self.name, self._invoke, (), self.shape, self._input(), self.fingerprint, tool.timeout, Kind.TOOL,
-            None if tool.effect == "read" else self.call_key, undo_of(tool),
-            None if tool.effect == "read" else self._intend,
+            None if tool.effect == "read" else self.call_key, undo_of(tool), self._prepare,
         )  # fmt: skip
         return await call_function(self.run, step, tool.retry or NO_RETRY)
 
-    async def _intend(self) -> None:
-        await self._be_allowed(self.journal.commit(intent=True))
+    async def _prepare(self) -> Callable[[], None]:
+        """Waits for a place, and for the word that the run was not cancelled; returns how to give the place back."""
+        release = await self.run.keeper.slot(self.tool)
+        try:
+            if self.tool.effect != "read":
+                await self._be_allowed(self.journal.commit(intent=True))
+        except asyncio.CancelledError:
+            release()
+            raise
+        return release
 
     async def _invoke(self) -> Any:
         self.attempt += 1
@@ -531,6 +535,8 @@ class ToolStep:
         more: dict[str, Any] = {} if self.verdict is None else {"approval": self.verdict}
         if self.tool.external and self.shape.returns is not Any:
             more["schema"] = schema_of(self.shape.returns)
+        if self.tool.undo is not None or self.tool.probe is not None:
+            more["function"] = name_of(self.tool)
         head = {"tool": self.name, "effect": self.tool.effect, **more}
         return b'%b,"arguments":%b}' % (orjson.dumps(head)[:-1], self.written)
 
@@ -568,8 +574,22 @@ def undo_of(tool: Tool[..., Any]) -> str | None:
 
 
 def name_of(fn: Any) -> str:
-    inner = fn.fn if isinstance(fn, Tool) else fn
-    return str(getattr(inner, "__qualname__", type(inner).__qualname__))
+    """`module:name` of a function, a tool's own, or of the one that a partial completes."""
+    if isinstance(fn, Tool):
+        return name_of(fn.fn)
+    if isinstance(fn, partial):
+        return f"partial {name_of(fn.func)}"
+    named = fn if hasattr(fn, "__qualname__") else type(fn)
+    return f"{_module_of(named)}:{named.__qualname__}"
+
+
+def _module_of(named: Any) -> str:
+    """The module's name as other processes have it, which may import the file that is the program here."""
+    name = str(named.__module__).removeprefix("dayjob file ")
+    if name != "__main__":
+        return name
+    spec, file = getattr(sys.modules[name], "__spec__", None), getattr(sys.modules[name], "__file__", None)
+    return spec.name if spec is not None else Path(file or name).stem
 
 
 async def called(threads: Threads, fn: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:

@@ -51,7 +51,7 @@ CHILD_SECONDS = 0.5
 _UNDONE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 _WAITS = Wait.__await__.__code__
 REPLAY_SECONDS = 30.0
-"""How long a job that ends may take to walk its recorded steps, to learn what it deferred."""
+"""How long a job that ends may take to walk its recorded steps, to learn what it deferred, and how to undo."""
 TIME_LIMIT = "#seconds"
 """The timer of the limit of seconds, among those of waiting steps."""
 LOOK_AGAIN_SECONDS = 60.0
@@ -274,9 +274,7 @@ class Execution:
                 self.end = End(Status.CANCELLED, loaded.reason)
             elif (reached := self._time_reached()) is not None:
                 self.ending, self.end = True, self._end_at(reached)
-            if self.ending and not any(
-                row.name == "defer" and row.kind == Kind.NOTE for row in loaded.steps or ()
-            ):
+            if self.ending and not self._is_worth_replaying(loaded):
                 self._root = Scope(self.journal, "", None)
                 self._changed.set()
                 return
@@ -287,6 +285,16 @@ class Execution:
         self.count(root)
         self.spawn(root, self._main(root))
         self._watch_time()
+
+    def _is_worth_replaying(self, loaded: Loaded) -> bool:
+        """Whether a job that ends walks its recorded steps: for what it deferred, and for the undos that it gave.
+
+        Not for the latter once a worker died of it, or began with the undoing: then undos are found by name.
+        """
+        if any(row.name == "defer" and row.kind == Kind.NOTE for row in loaded.steps or ()):
+            return True
+        asked_to_stop = loaded.status == Status.CANCELLING and self.record.attempts == 0
+        return asked_to_stop and any(row.undo or row.outcome is None for row in loaded.effects)
 
     async def _main(self, root: Scope) -> None:
         """The job's own task."""
@@ -370,12 +378,12 @@ class Execution:
         return self._drop(Left.RELEASED)
 
     def _stop_replaying(self) -> None:
-        """The job's own code hangs between recorded steps: what it would defer after that is not known."""
+        """The job's own code hangs between recorded steps: what it would defer or give after that is not known."""
         if self.ending and self.end is None:
             self._decide(End(Status.CANCELLED))
 
     async def _end_of_replay(self) -> Left | None:
-        """Everything recorded was walked, to learn what was deferred; nothing more is done for real."""
+        """Everything recorded was walked, for what was deferred and how to undo; nothing more is done for real."""
         self.end = self._planned or End(Status.CANCELLED)
         self._close_all()
         return await self._finish(self.end)
@@ -513,12 +521,23 @@ class Execution:
             if self.poked:
                 self.poked = False
                 await self._refresh()
+        if self.lost:
+            return
+        if task.cancelled():
+            raise StepError("JobError", "the job's own code cancelled the task in which the run ends")
+        task.result()
 
     async def _defer_all(self, scope: Scope) -> None:
         run = Run(self, scope)
         for fn, args in reversed(self._defers):
             try:
                 await run.step(fn, *args)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if scope.closed or task is None:
+                    raise
+                task.uncancel()
+                self.warn(DEFER_SCOPE, "deferred function cancelled itself")
             except (Exception, SystemExit, GeneratorExit) as problem:
                 step = problem.step if isinstance(problem, StepError) else None
                 self.warn(step or DEFER_SCOPE, f"deferred function failed: {text_of(problem)}")

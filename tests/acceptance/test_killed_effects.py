@@ -99,7 +99,7 @@ def test_a_probe_finds_out_what_became_of_a_payment_that_killed_its_process(paym
     account = payments.account
     assert account.standing() == ["first", "second"]
     assert account.count("asked", "second") == 1
-    assert account.count("looked", "second") == 1
+    assert account.count("looked", "second") >= 1
 
 
 def test_another_process_finds_every_undo_again(payments: Payments) -> None:

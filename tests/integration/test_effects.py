@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -1281,6 +1283,99 @@ async def test_an_undo_that_does_not_succeed_is_listed_and_the_others_are_done(
     assert office.told("run.warning", lambda fields: "needs attention" in fields["message"])
 
 
+@pytest.mark.parametrize("how", ["cancelled", "cancels its task", "exits", "exits in a thread"])
+async def test_an_undo_that_ends_in_any_way_does_not_keep_the_others_from_being_done(
+    office: Office, how: str
+) -> None:
+    undone: list[str] = []
+
+    async def undo(call: Call, result: str) -> None:
+        undone.append(result)
+        if result != "b":
+            return
+        if how == "exits":
+            raise SystemExit(3)
+        if how == "cancels its task":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    def exits(call: Call, result: str) -> None:
+        undone.append(result)
+        if result == "b":
+            raise SystemExit(3)
+
+    @tool(undo=exits if "thread" in how else undo)
+    async def sell(what: str) -> str:
+        return what
+
+    @job
+    async def sells(run: Run) -> None:
+        for what in "abc":
+            await run.tool(sell, what=what)
+        raise ValueError("no good")
+
+    handle = await office.app.submit(sells())
+    with pytest.raises(RunFailed, match="no good"):
+        await handle.result(10)
+    assert undone == ["c", "b", "a"]
+    assert (await office.app.get(handle.id)).attention == 1
+
+
+async def test_what_was_deferred_and_cancels_its_own_task_does_not_keep_the_rest_from_being_done(
+    office: Office,
+) -> None:
+    done: list[str] = []
+
+    async def cancels(name: str) -> None:
+        done.append(name)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    @job
+    async def defers(run: Run) -> str:
+        await run.defer(cancels, "first")
+        await run.defer(cancels, "last")
+        return "fine"
+
+    assert await (await office.app.submit(defers())).result(10) == "fine"
+    assert done == ["last", "first"]
+
+
+async def test_what_a_probe_finds_that_cannot_be_stored_is_undone_like_the_rest(office: Office) -> None:
+    undone: list[Any] = []
+
+    async def undo(call: Call, result: Any) -> None:
+        undone.append((call.arguments["what"], result))
+
+    async def find(call: Call) -> object:
+        return object()
+
+    @tool(undo=undo, probe=find, timeout=SOON)
+    async def sell(what: str) -> str:
+        if what == "b":
+            raise Unknown("no reply")
+        return what
+
+    @job
+    async def sells(run: Run) -> None:
+        for what in "ab":
+            await run.tool(sell, what=what)
+
+    handle = await office.app.submit(sells())
+    await office.parked(handle.id)
+    await handle.cancel()
+    await office.pass_time(LEASE_SECONDS + 10)
+    with pytest.raises(RunCancelled):
+        await handle.result(10)
+    assert undone == [("b", None), ("a", "a")]
+    assert (await office.app.get(handle.id)).attention == 0
+
+
 async def module_undo(call: Call, result: int) -> None:
     await reverse(call.arguments["url"], call.arguments["to"])
 
@@ -1328,6 +1423,77 @@ async def test_undo_is_found_again_by_a_worker_that_did_not_do_it(
             assert record.status == (Status.CANCELLED if end == "cancel" else Status.FAILED)
             assert (await app.get(record.id)).attention == 0
     assert [h.reference for h in account.all("reversed")] == ["c", "b", "a"]
+
+
+def shop(name: str, sold: list[str]) -> Tool[..., Any]:
+    """A tool `sell` whose undo is called like that of every other shop."""
+
+    async def back(call: Call, result: str) -> None:
+        sold.append(f"{name} back")
+
+    @tool(undo=back)
+    async def sell() -> str:
+        sold.append(name)
+        return name
+
+    return sell
+
+
+async def cancelled_elsewhere(url: str, body: Body) -> str:
+    """A run that one app brought to its first question, and another cancelled."""
+    async with Dayjob(url, jobs=[Job(body, "shops", "v1")]) as app:
+        handle = await app.submit(app.jobs["shops"]())
+        await until(lambda: app.actions(handle.id))
+    async with Dayjob(url, jobs=[Job(body, "shops", "v1")]) as app:
+        await app.cancel(handle.id)
+        await app.until_settled(handle.id, 10)
+        return handle.id
+
+
+async def test_a_cancelled_run_is_undone_by_what_its_steps_were_given(url: str) -> None:
+    sold: list[str] = []
+    one, other = shop("one", sold), shop("other", sold)
+
+    async def back(what: str, call: Call, result: str) -> None:
+        sold.append(f"{what} back")
+
+    async def sells(run: Run) -> None:
+        await run.tool(one)
+        await run.tool(other)
+        await run.step(str, undo=partial(back, "step"))
+        await run.ask("go on?")
+
+    await cancelled_elsewhere(url, sells)
+    assert sold == ["one", "other", "step back", "other back", "one back"]
+
+
+@pytest.mark.parametrize("names", ["alike", "of two modules", "twice the same"])
+async def test_an_undo_found_by_name_is_called_only_if_no_other_could_be_meant(url: str, names: str) -> None:
+    """What a finished scope did is not walked again, so that its undos are found by name."""
+    sold: list[str] = []
+    one, other = shop("one", sold), shop("one" if names == "twice the same" else "other", sold)
+    if names == "of two modules":
+        for each in (other.fn, other.undo):
+            each.__module__ = "elsewhere"  # type: ignore[union-attr]
+
+    async def both(run: Run) -> None:
+        await run.tool(one)
+        await run.tool(other)
+
+    async def sells(run: Run) -> None:
+        await run.step(both)
+        await run.ask("go on?")
+
+    run = await cancelled_elsewhere(url, sells)
+    async with Dayjob(url, worker=False) as app:
+        attention = await app.attention(run)
+    if names == "alike":
+        assert sold == ["one", "other"]
+        assert len(attention) == 2
+        assert all("more than one function of that name" in why for why in attention.values())
+    else:
+        assert sold[2:] == [f"{name} back" for name in reversed(sold[:2])]
+        assert not attention
 
 
 async def test_a_run_that_expires_is_undone(office: Office, account: Account) -> None:
@@ -1461,6 +1627,66 @@ async def test_a_run_that_took_something_back_by_itself_may_be_resumed(
     ready.append(True)
     assert await (await office.app.resume(handle.id)).result(10) == "done"
     assert [account.count("asked", "a"), account.count("asked back", "a")] == [1, 1]
+
+
+@pytest.mark.parametrize("how", ["fine", "fails"])
+async def test_what_a_child_took_back_itself_is_not_undone_again_by_its_parent(
+    office: Office, account: Account, how: str
+) -> None:
+    async def take_back(call: Call, result: int) -> None:
+        await reverse(account.url, call.arguments["to"])
+        if how == "fails":
+            raise ValueError("the line is bad")
+
+    pay = paying(account, undo=take_back)
+
+    @job
+    async def inner(run: Run) -> None:
+        await run.step(str, "begin")
+        await run.tool(pay, to="a")
+        with contextlib.suppress(StepError):
+            await run.rollback(to="str")
+
+    @job
+    async def middle(run: Run) -> None:
+        await (await run.start(inner())).result()
+
+    @job
+    async def outer(run: Run) -> None:
+        await (await run.start(middle())).result()
+        raise ValueError("no good")
+
+    handle = await office.app.submit(outer())
+    with pytest.raises(RunFailed, match="no good"):
+        await handle.result(10)
+    assert account.count("asked back", "a") == 1
+    assert (await office.app.get(handle.id)).attention == (how == "fails")
+    assert all("tried to undo it" in why for why in (await office.app.attention(handle.id)).values())
+
+
+@pytest.mark.parametrize("last", ["completes", "fails"])
+async def test_all_that_a_child_did_is_undone_though_it_continued_as_another_run(
+    office: Office, account: Account, last: str
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+
+    @job
+    async def endless(run: Run, left: int) -> None:
+        await run.tool(pay, to=f"n{left}")
+        if left:
+            await run.continue_as(endless(left=left - 1))
+        if last == "fails":
+            raise ValueError("the end")
+
+    @job
+    async def outer(run: Run) -> None:
+        await run.tool(pay, to="a")
+        await (await run.start(endless(left=2))).result()
+        raise ValueError("no good")
+
+    with pytest.raises(RunFailed):
+        await (await office.app.submit(outer())).result(10)
+    assert [h.reference for h in account.all("asked back")] == ["n0", "n1", "n2", "a"]
 
 
 # --- the code has changed -----------------------------------------------------------------------------------------
