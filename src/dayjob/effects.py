@@ -16,7 +16,7 @@ import errno
 import itertools
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from copy import copy, deepcopy
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from dayjob.spending import hold_step
 from dayjob.steps import APPROVE, HAPPENED, MISSING, Steps, awaited, cancellings, never
 from dayjob.threads import Threads
 from dayjob.tools import Call, Deadline, Tool
-from dayjob.values import REDACTED, canonical, decode, digest, schema_of, secrets_in, within_limit
+from dayjob.values import REDACTED, canonical, convert, decode, digest, schema_of, secrets_in, within_limit
 
 PROBE_SECONDS = 60.0
 PROBE_DELAYS = (0.5, 1.0, 2.0)
@@ -402,20 +402,17 @@ class ToolStep:
         return sent + self.run.keeper.lease_seconds + (self.tool.timeout or 0.0)
 
     async def _ask_what_happened(self) -> Found | NotDone:
-        result = {
-            "type": "object",
-            "properties": {"result": {}},
-            "required": ["result"],
-            "additionalProperties": False,
-        }
         answer = await self._ask(
             HAPPENED,
             f"Did this happen: {self._shown()}? Nobody knows, and it must not be done twice.",
-            {"anyOf": [_YES_OR_NO, result]},
+            _yes_or_no_with(self.shape.returns),
         )
         if answer is False:
             return NotDone(f"{self.name}: a person says that it did not happen")
-        return Found(answer["result"] if isinstance(answer, dict) else None)
+        result = answer["result"] if isinstance(answer, dict) else None
+        with suppress(InputError):  # else it is told where it is recorded
+            result = convert(result, self.shape.returns)
+        return Found(result)
 
     def _warn(self, message: str) -> None:
         self.run.keeper.warn(self.key, message)
@@ -548,6 +545,27 @@ class ToolStep:
         self.call_key = ""
         await self.run.commit(self._row(Outcome.ERROR, self.journal.redact(error_bytes(error))))
         raise error
+
+
+def _yes_or_no_with(returns: Any) -> dict[str, Any]:
+    """The schema of an answer to "did this happen?": no, or yes with its result, or a plain yes if null is one."""
+    plain: dict[str, Any] = _YES_OR_NO
+    result: dict[str, Any] = {}
+    try:
+        result = schema_of(returns)
+        decode(b"null", returns)
+    except InputError:
+        plain = {"const": False}
+    except Exception:  # pydantic knows no schema of it
+        result = {}
+    definitions = {"$defs": result.pop("$defs")} if "$defs" in result else {}
+    yes = {
+        "type": "object",
+        "properties": {"result": result},
+        "required": ["result"],
+        "additionalProperties": False,
+    }
+    return {"anyOf": [plain, yes], **definitions}
 
 
 def undo_of(tool: Tool[..., Any]) -> str | None:

@@ -113,7 +113,8 @@ class Tool(Generic[P, R]):
     effect        what it does to the world
     undo          `undo(call, result)`: takes a finished call back
     probe         `probe(call)`: what became of a call whose outcome is unknown: its result, `NotDone`
-                  (returned or raised), or None while that is still unknown
+                  (returned or raised), or None while that is still unknown; False, like any other value,
+                  is a result, and means that it was done
     approve       whether a person is asked first: True, or a function of the arguments that says so
     timeout       seconds
     retry         a policy such as `Retry`, for reads and idempotent calls

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -224,9 +225,7 @@ async def test_a_write_of_unknown_outcome_is_found_out_by_its_probe(
     assert account.count("asked", "a") == 1
 
 
-@pytest.mark.parametrize(
-    ("answer", "result"), [({"result": 7}, "paid 7"), (False, "NotDone"), (True, "InvalidResult")]
-)
+@pytest.mark.parametrize(("answer", "result"), [({"result": 7}, "paid 7"), (False, "NotDone")])
 async def test_without_a_probe_a_person_is_asked_whether_it_happened(
     office: Office, account: Account, answer: Any, result: str
 ) -> None:
@@ -266,6 +265,49 @@ async def test_a_yes_says_that_it_was_done_though_not_what_it_gave(office: Offic
     assert await handle.result(10) is None
 
 
+class Receipt(BaseModel):
+    number: int
+    paid: datetime | None = None
+
+
+@pytest.mark.parametrize(
+    ("returns", "refused", "taken", "result"),
+    [
+        (str, [None, "", {"result": 3}, {"result": None}, {"result": "a", "more": 1}], {"result": "a"}, "a"),
+        (Receipt, [{"result": {"number": "x"}}, {}], {"result": {"number": 3}}, Receipt(number=3)),
+        (list[Receipt], [{"result": [{}]}], {"result": [{"number": 3}]}, [Receipt(number=3)]),
+        (int | None, [{"result": "x"}], True, None),
+        (None, [{"result": 3}], True, None),
+    ],
+)
+async def test_a_yes_has_to_give_a_result_that_fits(
+    office: Office, account: Account, returns: Any, refused: list[Any], taken: Any, result: Any
+) -> None:
+    async def send(call: Call, to: str) -> Any:
+        await book(account.url, to)
+
+    send.__annotations__["return"] = returns
+    sends = tool(send)
+    came: list[Any] = []
+
+    @job
+    async def waits(run: Run) -> None:
+        came.append(await run.tool(sends, to="a"))
+
+    account.trouble("a", "drop")
+    handle = await office.app.submit(waits())
+    (asked,) = await office.asked(handle.id)
+    for answer in refused:
+        with pytest.raises(InputError, match="answer to 'send#happened'"):
+            await office.app.answer(handle.id, asked.id, answer)
+    if taken is not True:
+        with pytest.raises(InputError, match=r"a yes alone is not enough, since send gives more than null"):
+            await office.app.approve(handle.id, asked.id)
+    await office.app.answer(handle.id, asked.id, taken)
+    await handle.result(10)
+    assert came == [result]
+
+
 async def test_a_probe_that_does_not_know_leaves_it_to_a_person(office: Office, account: Account) -> None:
     async def find(call: Call) -> None:
         return None
@@ -283,6 +325,24 @@ async def test_a_probe_that_does_not_know_leaves_it_to_a_person(office: Office, 
     (asked,) = await office.asked(handle.id)
     await office.app.answer(handle.id, asked.id, {"result": 3})
     assert await handle.result(10) == 3
+
+
+async def test_whatever_a_probe_finds_but_none_is_the_result(office: Office, account: Account) -> None:
+    @tool(probe=lambda call: False)
+    async def send(call: Call, to: str) -> bool:
+        await book(account.url, to)
+        return True
+
+    @job
+    async def sends(run: Run) -> bool:
+        return await run.tool(send, to="a")
+
+    account.trouble("a", "drop")
+    handle = await office.app.submit(sends())
+    await office.parked(handle.id)
+    await office.pass_time(LEASE_SECONDS + 1)
+    assert await handle.result(10) is False
+    assert account.count("asked", "a") == 1
 
 
 async def test_a_timeout_of_a_write_never_becomes_an_error_that_invites_a_repeat(
