@@ -126,7 +126,7 @@ class ToolStep:
             self.call_key = digest(f"{self.run.id} {self.key}".encode()).hex()
         else:
             self.call_key, _ = self.journal.effects.assign(self.name, self.written)
-            await self._be_allowed(self.journal.commit(intent=True))
+            await self._be_allowed(self.journal.intend(self.run.scope))
         step = FunctionCall(
             self.key, self.name, self._invoke, (), self.shape, self._input(), self.fingerprint, tool.timeout, Kind.TOOL,
             None if tool.effect == "read" else self.call_key, undo_of(tool),
@@ -191,7 +191,7 @@ class ToolStep:
             rows: dict[str, Any] = {"insert": (row,)} if insert else {"update": (row,)}
             if spent is not None:
                 rows["supersede"] = (spent,)
-            await self._be_allowed(self.journal.commit(**rows, intent=True))
+            await self._be_allowed(self.journal.intend(self.run.scope, **rows))
             if not self.run.keeper.valid(self.journal.clock()):
                 await self.run.keeper.ready(self.run.scope)
         except asyncio.CancelledError:

@@ -428,7 +428,7 @@ class Execution:
         if end.status in _UNDONE:
             if self.journal.effects.any():
                 await self._until_written()
-            effects = await unwinding.effects()
+            effects = await unwinding.effects(deferred=not self._is_unwinding)
         if not (effects or self._defers) or self.lost:
             return end
         if end.status != Status.COMPLETED:
@@ -522,11 +522,10 @@ class Execution:
             if self.poked:
                 self.poked = False
                 await self._refresh()
-        if self.lost:
-            return
-        if task.cancelled():
-            raise StepError("JobError", "the job's own code cancelled the task in which the run ends")
-        task.result()
+        if task.cancelled():  # cut off by the job's own code: as after a crash
+            self.lose()
+        elif task.done():
+            task.result()
 
     async def _defer_all(self, scope: Scope) -> None:
         run = Run(self, scope)

@@ -317,6 +317,13 @@ class Journal:
             )
         )
 
+    def intend(self, scope: Scope, **rows: Any) -> asyncio.Future[None]:
+        """Enqueues rows before something is sent. Raises IntentRefused if the run was cancelled.
+
+        What was deferred is done all the same: then there is nothing left to cancel.
+        """
+        return self.commit(**rows, intent=not is_deferred(scope.path))
+
     def commit(
         self, insert: tuple[StepRecord, ...] = (), update: tuple[StepRecord, ...] = (), **more: Any
     ) -> asyncio.Future[None]:
@@ -336,6 +343,10 @@ class Journal:
             )
         )
         return durable
+
+
+def is_deferred(scope: str) -> bool:
+    return scope == DEFER_SCOPE or scope.startswith(f"{DEFER_SCOPE}/")
 
 
 def escape(name: str) -> str:

@@ -948,6 +948,56 @@ async def test_a_cancellation_while_what_was_deferred_is_done_undoes_the_run(
     assert account.standing() == []
 
 
+@pytest.mark.parametrize("effect", ["write", "idempotent"])
+@pytest.mark.parametrize("end", ["fails", "is cancelled"])
+async def test_what_is_deferred_may_write_however_the_run_ends(
+    office: Office, keyed: Account, end: str, effect: Any
+) -> None:
+    pay = paying(keyed, effect=effect)
+
+    async def clean_up(run: Run) -> None:
+        await run.tool(pay, to="a")
+
+    @job
+    async def defers(run: Run) -> None:
+        await run.defer(clean_up)
+        if end == "fails":
+            raise ValueError("no good")
+        await run.event("never")
+
+    handle = await office.app.submit(defers())
+    if end == "is cancelled":
+        await office.parked(handle.id)
+        await handle.cancel()
+    with pytest.raises(RunFailed if end == "fails" else RunCancelled):
+        await handle.result(10)
+    assert keyed.standing() == ["a"]
+
+
+def defers_a_write(pay: Tool[..., Any]) -> Job:
+    async def tidy_up(run: Run) -> None:
+        await run.tool(pay, to="tidy")
+
+    async def defers(run: Run) -> None:
+        await run.defer(tidy_up)
+        await run.tool(pay, to="a")
+        raise ValueError("no good")
+
+    return Job(defers, "defers", "v1")
+
+
+async def test_what_a_deferred_function_wrote_before_a_crash_is_not_undone_with_the_rest(
+    lab: CrashLab, bank: Bank
+) -> None:
+    for write in range(3, 13):
+        account = bank.account(honours_keys=True)
+        pay = paying(account, undo=taking_back(account), key_lifetime=3600)
+        ended = await lab.run(defers_a_write(pay)(), death=Death(write))
+        assert ended.status == Status.FAILED
+        assert account.standing().count("tidy") == 1, ended.death
+        assert "a" not in account.standing() or ended.run.attention, ended.death
+
+
 async def test_the_write_of_a_loser_of_a_race_is_let_finish_and_recorded(
     office: Office, account: Account
 ) -> None:
