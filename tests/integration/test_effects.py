@@ -1539,6 +1539,34 @@ async def test_all_that_a_child_did_is_undone_though_it_continued_as_another_run
     assert [h.reference for h in account.all("asked back")] == ["n0", "n1", "n2", "a"]
 
 
+async def test_a_step_that_was_done_again_is_undone_as_often_as_it_was_done(office: Office) -> None:
+    seats: list[str] = []
+    failing = False
+
+    async def seat() -> int:
+        seats.append(f"seat {len(seats)}")
+        if len(seats) == 1:
+            raise StepError("Busy", "not yet", True)
+        return len(seats)
+
+    async def leave(call: Call, result: int) -> None:
+        seats.append(f"leave {result}")
+
+    @job
+    async def sits(run: Run) -> None:
+        await run.step(seat, undo=leave, retry=Retry(attempts=2, delay=0))
+        if failing:
+            raise ValueError("too late")
+
+    handle = await office.app.submit(sits())
+    await handle.result(10)
+    failing = True
+    resumed = await office.app.resume(handle.id, from_step="seat")
+    with pytest.raises(RunFailed, match="too late"):
+        await resumed.result(10)
+    assert seats == ["seat 0", "seat 1", "seat 2", "leave 3", "leave 2"]
+
+
 # --- the code has changed -----------------------------------------------------------------------------------------
 
 
