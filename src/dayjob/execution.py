@@ -601,7 +601,13 @@ class Execution:
         )  # fmt: skip
 
     async def undo_after(self, key: str) -> list[str]:
-        """Undoes what was done after a step; returns what could not be undone."""
+        """Undoes what was done after a step, writes of other branches that are on their way now included.
+
+        Returns what could not be undone.
+        """
+        await self.journal.commit()  # whose intent is durable by then, is sent by then
+        if self._writes:
+            await asyncio.wait(set(self._writes), timeout=max(self._writes.values()))
         steps = await patiently(lambda: self.store.steps(self.record.id))
         found = next((step for step in steps if step.key == key and step.seq is not None), None)
         if found is None or found.seq is None:

@@ -1462,6 +1462,31 @@ async def test_a_rollback_to_what_is_no_finished_step_is_refused(office: Office)
         await (await office.app.submit(rolls())).result(10)
 
 
+async def test_a_rollback_waits_for_a_write_that_another_branch_has_sent(
+    office: Office, account: Account
+) -> None:
+    held = threading.Event()
+    pay = paying(account, undo=taking_back(account))
+
+    async def pays(run: Run) -> None:
+        await run.tool(pay, to="a")
+
+    async def rolls(run: Run) -> str:
+        await until(lambda: account.all("asked"))
+        asyncio.get_running_loop().call_later(SOON, held.set)
+        await run.rollback(to="str")
+        return "rolled back"
+
+    @job
+    async def both(run: Run) -> list:
+        await run.step(str, "begin")
+        return await run.gather(pays, rolls)
+
+    account.when("asked", "a", lambda: held.wait(20))
+    assert await (await office.app.submit(both())).result(10) == [None, "rolled back"]
+    assert account.standing() == []
+
+
 async def test_what_was_rolled_back_is_not_undone_again_when_the_run_fails(
     office: Office, account: Account
 ) -> None:
