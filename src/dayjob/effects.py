@@ -165,7 +165,7 @@ class ToolStep:
         release = await self.run.keeper.slot(self.tool)
         try:
             if self.tool.effect != "read":
-                await self._be_allowed(self.journal.commit(intent=True))
+                await self._be_allowed(self.journal.intend(self.run.scope))
         except asyncio.CancelledError:
             release()
             raise
@@ -234,7 +234,7 @@ class ToolStep:
             rows: dict[str, Any] = {"insert": (row,)} if insert else {"update": (row,)}
             if spent is not None:
                 rows["supersede"] = (spent,)
-            await self._be_allowed(self.journal.commit(**rows, intent=True))
+            await self._be_allowed(self.journal.intend(self.run.scope, **rows))
             if not self.run.keeper.valid(self.journal.clock()):
                 await self.run.keeper.ready(self.run.scope)
         except asyncio.CancelledError:

@@ -427,7 +427,7 @@ class Execution:
         if end.status in _UNDONE:
             if self.journal.effects.any():
                 await self._until_written()
-            effects = await unwinding.effects()
+            effects = await unwinding.effects(deferred=not self._is_unwinding)
         if not (effects or self._defers) or self.lost:
             return end
         if end.status != Status.COMPLETED:
@@ -521,11 +521,10 @@ class Execution:
             if self.poked:
                 self.poked = False
                 await self._refresh()
-        if self.lost:
-            return
-        if task.cancelled():
-            raise StepError("JobError", "the job's own code cancelled the task in which the run ends")
-        task.result()
+        if task.cancelled():  # cut off by the job's own code: as after a crash
+            self.lose()
+        elif task.done():
+            task.result()
 
     async def _defer_all(self, scope: Scope) -> None:
         run = Run(self, scope)
@@ -601,7 +600,13 @@ class Execution:
         )  # fmt: skip
 
     async def undo_after(self, key: str) -> list[str]:
-        """Undoes what was done after a step; returns what could not be undone."""
+        """Undoes what was done after a step, writes of other branches that are on their way now included.
+
+        Returns what could not be undone.
+        """
+        await self.journal.commit()  # whose intent is durable by then, is sent by then
+        if self._writes:
+            await asyncio.wait(set(self._writes), timeout=max(self._writes.values()))
         steps = await patiently(lambda: self.store.steps(self.record.id))
         found = next((step for step in steps if step.key == key and step.seq is not None), None)
         if found is None or found.seq is None:

@@ -22,7 +22,7 @@ from dayjob.limits import QUESTIONS
 from dayjob.prompts import Prompt
 from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
 from dayjob.stores import Entry, Loaded, Store
-from dayjob.values import Redactor
+from dayjob.values import Redactor, digest
 
 DEFER_SCOPE = "#defer"
 """Where what was deferred is written: done at the end, whatever path led to it."""
@@ -244,6 +244,11 @@ class Journal:
     def attempts_of(self, key: str) -> int:
         return self._attempts.get(key, 0)
 
+    def step_key(self, key: str) -> str:
+        """What a call of a plain function is undone by: the same for its retries, another when it is done again."""
+        done_before = self.attempts_of(key) - len(self.retries_of(key))
+        return digest(f"{self.run} {key} {done_before}".encode()).hex()
+
     def was_opened(self, key: str) -> bool:
         return key in self._attempts
 
@@ -317,6 +322,13 @@ class Journal:
             )
         )
 
+    def intend(self, scope: Scope, **rows: Any) -> asyncio.Future[None]:
+        """Enqueues rows before something is sent. Raises IntentRefused if the run was cancelled.
+
+        What was deferred is done all the same: then there is nothing left to cancel.
+        """
+        return self.commit(**rows, intent=not is_deferred(scope.path))
+
     def commit(
         self, insert: tuple[StepRecord, ...] = (), update: tuple[StepRecord, ...] = (), **more: Any
     ) -> asyncio.Future[None]:
@@ -336,6 +348,10 @@ class Journal:
             )
         )
         return durable
+
+
+def is_deferred(scope: str) -> bool:
+    return scope == DEFER_SCOPE or scope.startswith(f"{DEFER_SCOPE}/")
 
 
 def escape(name: str) -> str:

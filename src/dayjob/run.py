@@ -98,7 +98,7 @@ class Run(Steps):
             input = journal.redact(encoded_arguments(name, args)) if args else b"[]"
             call = FunctionCall(key, name, fn, args, shape, input, digest(input), timeout)
             if undo is not None:
-                call = call._replace(call_key=digest(f"{self.id} {key}".encode()).hex(), undo=name_of(undo))
+                call = call._replace(call_key=journal.step_key(key), undo=name_of(undo))
             if shape.takes_run:
                 if retry is not None or undo is not None:
                     raise InputError(

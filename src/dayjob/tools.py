@@ -157,6 +157,10 @@ class Tool(Generic[P, R]):
                 raise InputError(
                     f"{self.name}: {option}= is for a tool that changes something; this one is a 'read'"
                 )
+        if self.external and self.undo is not None:
+            raise InputError(
+                f"{self.name}: undo= is for what is done here; with external=True the client does it, and takes it back"
+            )
         self._check_signature()
 
     def _expectations(self) -> Iterator[tuple[str, bool, str]]:

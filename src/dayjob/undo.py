@@ -20,7 +20,7 @@ import orjson
 from dayjob.effects import called, name_of, outcome_is_unknown, probed, undo_of
 from dayjob.errors import DayjobError, InputError, NotDone, StepError, step_error_of, text_of
 from dayjob.jobs import Job
-from dayjob.journal import Journal, error_bytes
+from dayjob.journal import Journal, error_bytes, is_deferred
 from dayjob.keys import UNDO_SCOPE, Fate, fate_of, undo_key
 from dayjob.runs import Kind, Outcome, Status, StepRecord
 from dayjob.shapes import parameter_types
@@ -75,9 +75,16 @@ class Unwinding:
         self.failed: list[str] = []
         """The keys of what could not be undone."""
 
-    async def effects(self, after: int = 0) -> list[Done]:
-        """What there is to undo that finished after a seq, the latest first; calls of unknown outcome come before."""
-        return [done async for done in self._effects_of(self.journal.run, self._job, after, {})]
+    async def effects(self, after: int = 0, deferred: bool = True) -> list[Done]:
+        """What there is to undo that finished after a seq, the latest first; calls of unknown outcome come before.
+
+        Without what was `deferred`, once that was done because the run is unwound.
+        """
+        found = [done async for done in self._effects_of(self.journal.run, self._job, after, {})]
+        return [done for done in found if deferred or not self._was_deferred(done.row)]
+
+    def _was_deferred(self, row: StepRecord) -> bool:
+        return row.run == self.journal.run and is_deferred(row.scope)
 
     async def undo(self, effects: Sequence[Done]) -> list[str]:
         """Undoes them in this order; returns the keys of those that could not be."""

@@ -1122,6 +1122,56 @@ async def test_a_cancellation_while_what_was_deferred_is_done_undoes_the_run(
     assert account.standing() == []
 
 
+@pytest.mark.parametrize("effect", ["write", "idempotent"])
+@pytest.mark.parametrize("end", ["fails", "is cancelled"])
+async def test_what_is_deferred_may_write_however_the_run_ends(
+    office: Office, keyed: Account, end: str, effect: Any
+) -> None:
+    pay = paying(keyed, effect=effect)
+
+    async def clean_up(run: Run) -> None:
+        await run.tool(pay, to="a")
+
+    @job
+    async def defers(run: Run) -> None:
+        await run.defer(clean_up)
+        if end == "fails":
+            raise ValueError("no good")
+        await run.event("never")
+
+    handle = await office.app.submit(defers())
+    if end == "is cancelled":
+        await office.parked(handle.id)
+        await handle.cancel()
+    with pytest.raises(RunFailed if end == "fails" else RunCancelled):
+        await handle.result(10)
+    assert keyed.standing() == ["a"]
+
+
+def defers_a_write(pay: Tool[..., Any]) -> Job:
+    async def tidy_up(run: Run) -> None:
+        await run.tool(pay, to="tidy")
+
+    async def defers(run: Run) -> None:
+        await run.defer(tidy_up)
+        await run.tool(pay, to="a")
+        raise ValueError("no good")
+
+    return Job(defers, "defers", "v1")
+
+
+async def test_what_a_deferred_function_wrote_before_a_crash_is_not_undone_with_the_rest(
+    lab: CrashLab, bank: Bank
+) -> None:
+    for write in range(3, 13):
+        account = bank.account(honours_keys=True)
+        pay = paying(account, undo=taking_back(account), key_lifetime=3600)
+        ended = await lab.run(defers_a_write(pay)(), death=Death(write))
+        assert ended.status == Status.FAILED
+        assert account.standing().count("tidy") == 1, ended.death
+        assert "a" not in account.standing() or ended.run.attention, ended.death
+
+
 async def test_the_write_of_a_loser_of_a_race_is_let_finish_and_recorded(
     office: Office, account: Account
 ) -> None:
@@ -1586,6 +1636,31 @@ async def test_a_rollback_to_what_is_no_finished_step_is_refused(office: Office)
         await (await office.app.submit(rolls())).result(10)
 
 
+async def test_a_rollback_waits_for_a_write_that_another_branch_has_sent(
+    office: Office, account: Account
+) -> None:
+    held = threading.Event()
+    pay = paying(account, undo=taking_back(account))
+
+    async def pays(run: Run) -> None:
+        await run.tool(pay, to="a")
+
+    async def rolls(run: Run) -> str:
+        await until(lambda: account.all("asked"))
+        asyncio.get_running_loop().call_later(SOON, held.set)
+        await run.rollback(to="str")
+        return "rolled back"
+
+    @job
+    async def both(run: Run) -> list:
+        await run.step(str, "begin")
+        return await run.gather(pays, rolls)
+
+    account.when("asked", "a", lambda: held.wait(20))
+    assert await (await office.app.submit(both())).result(10) == [None, "rolled back"]
+    assert account.standing() == []
+
+
 async def test_what_was_rolled_back_is_not_undone_again_when_the_run_fails(
     office: Office, account: Account
 ) -> None:
@@ -1687,6 +1762,34 @@ async def test_all_that_a_child_did_is_undone_though_it_continued_as_another_run
     with pytest.raises(RunFailed):
         await (await office.app.submit(outer())).result(10)
     assert [h.reference for h in account.all("asked back")] == ["n0", "n1", "n2", "a"]
+
+
+async def test_a_step_that_was_done_again_is_undone_as_often_as_it_was_done(office: Office) -> None:
+    seats: list[str] = []
+    failing = False
+
+    async def seat() -> int:
+        seats.append(f"seat {len(seats)}")
+        if len(seats) == 1:
+            raise StepError("Busy", "not yet", True)
+        return len(seats)
+
+    async def leave(call: Call, result: int) -> None:
+        seats.append(f"leave {result}")
+
+    @job
+    async def sits(run: Run) -> None:
+        await run.step(seat, undo=leave, retry=Retry(attempts=2, delay=0))
+        if failing:
+            raise ValueError("too late")
+
+    handle = await office.app.submit(sits())
+    await handle.result(10)
+    failing = True
+    resumed = await office.app.resume(handle.id, from_step="seat")
+    with pytest.raises(RunFailed, match="too late"):
+        await resumed.result(10)
+    assert seats == ["seat 0", "seat 1", "seat 2", "leave 3", "leave 2"]
 
 
 # --- the code has changed -----------------------------------------------------------------------------------------

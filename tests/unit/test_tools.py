@@ -319,6 +319,7 @@ class TestContract:
             ({"key_lifetime": 0}, "key_lifetime=0: expected seconds above 0"),
             ({"external": "yes"}, "external='yes': expected True or False"),
             ({"effect": "read", "undo": take_back}, "undo= is for a tool that changes something"),
+            ({"external": True, "undo": take_back}, "undo= is for what is done here"),
             ({"effect": "read", "probe": look_up}, "probe= is for a tool that changes something"),
             ({"effect": "read", "unknown": (OSError,)}, "unknown= is for a tool that changes something"),
             ({"effect": "read", "key_lifetime": 60}, "key_lifetime= is for a tool that changes something"),
