@@ -1420,6 +1420,29 @@ async def test_a_run_that_was_unwound_is_not_resumed(office: Office, account: Ac
     assert account.count("asked", "a") == 1
 
 
+@pytest.mark.parametrize("last", ["nothing", "the same call", "a retry that is cancelled"])
+async def test_what_needs_attention_is_counted_as_it_is_listed(office: Office, last: str) -> None:
+    answers = iter([TimeoutError(), None] if last == "the same call" else [TimeoutError(), TimeoutError()])
+
+    @tool(effect="idempotent", undo=plain_undo, retry=Retry(2, 30.0 if "retry" in last else 0.0))
+    async def tries() -> None:
+        if (problem := next(answers)) is not None:
+            raise problem
+
+    @job
+    async def tolerates(run: Run) -> None:
+        with contextlib.suppress(StepError):
+            await run.tool(tries)
+
+    handle = await office.app.submit(tolerates())
+    if "retry" in last:
+        await until(lambda: office.told("step.retrying"))
+        await handle.cancel()
+    await office.app.until_settled(handle.id, 10)
+    attention = await office.app.attention(handle.id)
+    assert (await office.app.get(handle.id)).attention == len(attention) == (last != "the same call")
+
+
 def rolls_back(pay: Tool[..., Any]) -> Job:
     async def rolls(run: Run) -> Any:
         first = await run.tool(pay, to="a")
@@ -1672,6 +1695,17 @@ async def test_a_write_of_unknown_outcome_is_adopted_and_then_found_out(
     assert ended.output == 4
     assert account.count("asked", "a") == 1
     assert len({step.call_key for step in ended.steps if step.name == "pay"}) == 1
+
+
+async def test_an_adopted_write_is_undone_though_its_first_row_was_left_open(
+    lab: CrashLab, account: Account
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+    old, new = versions(pays_after(pay), pays_after(pay, "inserted", fail=True))
+    ended = await lab.run(old(), then=[new], death=Death(RESULT), outside=continues([], {"result": 4}))
+    assert ended.status == Status.FAILED
+    assert account.count("asked back", "a") == 1
+    assert ended.run.attention == 0
 
 
 async def test_a_write_that_was_undone_is_never_adopted(lab: CrashLab, account: Account) -> None:
