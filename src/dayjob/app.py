@@ -372,8 +372,6 @@ class Dayjob:
         steps = await self.store.steps(run_id)
         if not record.status.is_terminal:
             raise WrongStatus(f"{run_id}: is {record.status}; only a run that is over can be resumed")
-        if any(row.scope == UNDO_SCOPE for row in steps):
-            raise WrongStatus(f"{run_id}: what it did was undone; start it anew")
         if record.status == Status.COMPLETED and not changed and from_step is None:
             raise WrongStatus(
                 f"{run_id}: is completed; to do some of it again, give --changed or --from STEP"
@@ -667,7 +665,7 @@ def _superseded_by_resume(
     record: RunRecord, steps: Sequence[StepRecord], from_step: str | None
 ) -> list[tuple[str, int]]:
     """The rows that must not be reused when a run goes on."""
-    current = [row for row in steps if row.outcome != Outcome.SUPERSEDED]
+    current = [row for row in steps if row.outcome != Outcome.SUPERSEDED and row.scope != UNDO_SCOPE]
     if from_step is not None:
         first = next((row for row in current if row.key == from_step and row.seq is not None), None)
         if first is None:

@@ -1420,6 +1420,33 @@ async def test_a_run_that_was_unwound_is_not_resumed(office: Office, account: Ac
     assert account.count("asked", "a") == 1
 
 
+async def test_a_run_that_only_rolled_back_by_itself_is_resumed(office: Office, account: Account) -> None:
+    pay = paying(account, undo=taking_back(account))
+    broken = True
+
+    async def check() -> None:
+        if broken:
+            raise ValueError("no good")
+
+    @job
+    async def rolls(run: Run) -> int:
+        await run.step(str, "begin")
+        await run.tool(pay, to="a")
+        await run.rollback(to="str")
+        await run.step(check)
+        return await run.tool(pay, to="a")
+
+    handle = await office.app.submit(rolls())
+    with pytest.raises(RunFailed, match="no good"):
+        await handle.result(10)
+    assert account.standing() == []
+    broken = False
+    await (await office.app.resume(handle.id)).result(10)
+    await (await office.app.resume(handle.id, from_step="str")).result(10)
+    assert account.standing() == ["a"]
+    assert account.count("asked back", "a") == 2
+
+
 @pytest.mark.parametrize("last", ["nothing", "the same call", "a retry that is cancelled"])
 async def test_what_needs_attention_is_counted_as_it_is_listed(office: Office, last: str) -> None:
     answers = iter([TimeoutError(), None] if last == "the same call" else [TimeoutError(), TimeoutError()])

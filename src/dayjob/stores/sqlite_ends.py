@@ -88,7 +88,8 @@ def settle(
 def _in_doubt(connection: sqlite3.Connection, home: str, run: str) -> list[StepRecord]:
     """The rows of the calls that did not all end with a value."""
     found = connection.execute(
-        f"SELECT {STEP_FIELDS} FROM steps WHERE home = ?1 AND run = ?2 AND call_key IS NOT NULL AND call_key IN (SELECT call_key FROM steps "
+        f"SELECT {STEP_FIELDS} FROM steps WHERE home = ?1 AND run = ?2 AND call_key IS NOT NULL "
+        "AND call_key IN (SELECT call_key FROM steps "
         "WHERE run = ?2 AND call_key IS NOT NULL AND outcome IS NOT 'value') "
         "ORDER BY seq IS NULL, seq, started, attempt",
         (home, run),
