@@ -670,7 +670,7 @@ def _superseded_by_resume(
     record: RunRecord, steps: Sequence[StepRecord], from_step: str | None
 ) -> list[tuple[str, int]]:
     """The rows that must not be reused when a run goes on."""
-    current = [row for row in steps if row.outcome != Outcome.SUPERSEDED]
+    current = [row for row in steps if row.outcome != Outcome.SUPERSEDED and row.scope != UNDO_SCOPE]
     if from_step is not None:
         first = next((row for row in current if row.key == from_step and row.seq is not None), None)
         if first is None:

@@ -40,16 +40,23 @@ def is_write(row: StepRecord) -> bool:
     return row.call_key is not None and orjson.loads(row.input or b"{}").get("effect") == "write"
 
 
+def latest_by_call(rows: Iterable[StepRecord]) -> dict[str, StepRecord]:
+    """The row of each call that tells what became of it, of rows in the order of their end.
+
+    One that was left open and superseded comes last in that order, though a later claim adopted it.
+    """
+    in_order = sorted(rows, key=lambda row: row.epoch)
+    return {row.call_key: row for row in in_order if row.call_key is not None}
+
+
 def attention_of(rows: Iterable[StepRecord]) -> dict[str, str]:
     """Of a run that is over: what a person has to look into, and why, by the key of the step."""
     found = {}
-    for row in rows:
-        if row.call_key is None:
-            continue
-        error = orjson.loads(row.error or b"{}")
+    for row in latest_by_call(rows).values():
         if row.scope == UNDO_SCOPE and row.outcome == Outcome.ERROR:
+            error = orjson.loads(row.error or b"{}")
             found[row.key] = f"could not be undone: {error['type']}: {error['message']}"
-        elif row.outcome is None:
+        elif fate_of(row) is Fate.UNKNOWN:
             found[row.key] = "nobody knows whether it happened"
     return found
 

@@ -21,7 +21,7 @@ from dayjob.effects import called, name_of, outcome_is_unknown, probed, undo_of
 from dayjob.errors import DayjobError, InputError, NotDone, StepError, step_error_of, text_of
 from dayjob.jobs import Job
 from dayjob.journal import Journal, error_bytes, is_deferred
-from dayjob.keys import UNDO_SCOPE, Fate, fate_of, undo_key
+from dayjob.keys import UNDO_SCOPE, Fate, fate_of, latest_by_call, undo_key
 from dayjob.runs import Kind, Outcome, Status, StepRecord
 from dayjob.shapes import parameter_types
 from dayjob.steps import cancellings, patiently
@@ -114,7 +114,7 @@ class Unwinding:
         rows = [row for row in found if row.scope != UNDO_SCOPE]
         if run != self.journal.run:
             undone = {**undone, **{row.call_key: row for row in found if row.scope == UNDO_SCOPE}}
-        latest = {row.call_key: row for row in rows if row.call_key is not None}
+        latest = latest_by_call(rows)
         mine = [row for row in rows if row.call_key is None or latest[row.call_key] is row]
         lines = {row.child: await patiently(partial(self.store.line, row.child)) for row in mine if row.child}
 

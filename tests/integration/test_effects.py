@@ -1594,6 +1594,56 @@ async def test_a_run_that_was_unwound_is_not_resumed(office: Office, account: Ac
     assert account.count("asked", "a") == 1
 
 
+async def test_a_run_that_only_rolled_back_by_itself_is_resumed(office: Office, account: Account) -> None:
+    pay = paying(account, undo=taking_back(account))
+    broken = True
+
+    async def check() -> None:
+        if broken:
+            raise ValueError("no good")
+
+    @job
+    async def rolls(run: Run) -> int:
+        await run.step(str, "begin")
+        await run.tool(pay, to="a")
+        await run.rollback(to="str")
+        await run.step(check)
+        return await run.tool(pay, to="a")
+
+    handle = await office.app.submit(rolls())
+    with pytest.raises(RunFailed, match="no good"):
+        await handle.result(10)
+    assert account.standing() == []
+    broken = False
+    await (await office.app.resume(handle.id)).result(10)
+    await (await office.app.resume(handle.id, from_step="str")).result(10)
+    assert account.standing() == ["a"]
+    assert account.count("asked back", "a") == 2
+
+
+@pytest.mark.parametrize("last", ["nothing", "the same call", "a retry that is cancelled"])
+async def test_what_needs_attention_is_counted_as_it_is_listed(office: Office, last: str) -> None:
+    answers = iter([TimeoutError(), None] if last == "the same call" else [TimeoutError(), TimeoutError()])
+
+    @tool(effect="idempotent", undo=plain_undo, retry=Retry(2, 30.0 if "retry" in last else 0.0))
+    async def tries() -> None:
+        if (problem := next(answers)) is not None:
+            raise problem
+
+    @job
+    async def tolerates(run: Run) -> None:
+        with contextlib.suppress(StepError):
+            await run.tool(tries)
+
+    handle = await office.app.submit(tolerates())
+    if "retry" in last:
+        await until(lambda: office.told("step.retrying"))
+        await handle.cancel()
+    await office.app.until_settled(handle.id, 10)
+    attention = await office.app.attention(handle.id)
+    assert (await office.app.get(handle.id)).attention == len(attention) == (last != "the same call")
+
+
 def rolls_back(pay: Tool[..., Any]) -> Job:
     async def rolls(run: Run) -> Any:
         first = await run.tool(pay, to="a")
@@ -1872,6 +1922,17 @@ async def test_a_write_of_unknown_outcome_is_adopted_and_then_found_out(
     assert ended.output == 4
     assert account.count("asked", "a") == 1
     assert len({step.call_key for step in ended.steps if step.name == "pay"}) == 1
+
+
+async def test_an_adopted_write_is_undone_though_its_first_row_was_left_open(
+    lab: CrashLab, account: Account
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+    old, new = versions(pays_after(pay), pays_after(pay, "inserted", fail=True))
+    ended = await lab.run(old(), then=[new], death=Death(RESULT), outside=continues([], {"result": 4}))
+    assert ended.status == Status.FAILED
+    assert account.count("asked back", "a") == 1
+    assert ended.run.attention == 0
 
 
 async def test_a_write_that_was_undone_is_never_adopted(lab: CrashLab, account: Account) -> None:

@@ -6,11 +6,12 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
-from dayjob.runs import Kind, RunRecord, Status
+from dayjob.keys import attention_of
+from dayjob.runs import Kind, RunRecord, Status, StepRecord
 from dayjob.stores import End
 from dayjob.stores.process import is_gone
 from dayjob.stores.sqlite_budgets import spend_what_is_reserved
-from dayjob.stores.sqlite_rows import ENDED, HELD, PARKED, insert_run
+from dayjob.stores.sqlite_rows import ENDED, HELD, PARKED, STEP_FIELDS, insert_run, step_of
 
 _WAKE = f"""
 UPDATE runs SET wakes = wakes + 1, due = CASE WHEN status IN {PARKED} THEN NULL ELSE due END,
@@ -23,11 +24,7 @@ UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coal
        output = coalesce(:output, CASE WHEN :status <> 'completed' THEN (
            SELECT value FROM steps WHERE home = :home AND run = :run AND kind = 'note' AND name = 'partial'
             ORDER BY seq DESC LIMIT 1) END),
-       attention = (SELECT count(*) FROM steps WHERE home = :home AND run = :run AND call_key IS NOT NULL
-           AND (outcome IS NULL OR (scope = '#undo' AND outcome = 'error') OR (
-               outcome = 'error' AND json_extract(error, '$.unknown') AND NOT EXISTS (
-                   SELECT 1 FROM steps AS later WHERE later.home = :home AND later.run = :run
-                      AND later.call_key = steps.call_key AND later.seq > steps.seq)))),
+       attention = :attention,
        (dollars, input_tokens, output_tokens, steps) = (
            SELECT CASE WHEN sum(kind = 'model' AND dollars IS NULL AND outcome <> 'cancelled') THEN NULL
                        ELSE coalesce(sum(dollars), 0) END,
@@ -59,6 +56,7 @@ def settle(
             "home": home, "run": run, "epoch": epoch, "wakes": wakes, "now": now, "status": end.status,
             "reason": end.reason, "output": end.output, "error": end.error,
             "next_run": following.id if following else None,
+            "attention": len(attention_of(_in_doubt(connection, home, run))),
         },
     ).fetchone()  # fmt: skip
     if settled is None:
@@ -85,6 +83,18 @@ def settle(
             (home, thread),
         )
     return True
+
+
+def _in_doubt(connection: sqlite3.Connection, home: str, run: str) -> list[StepRecord]:
+    """The rows of the calls that did not all end with a value."""
+    found = connection.execute(
+        f"SELECT {STEP_FIELDS} FROM steps WHERE home = ?1 AND run = ?2 AND call_key IS NOT NULL "
+        "AND call_key IN (SELECT call_key FROM steps "
+        "WHERE run = ?2 AND call_key IS NOT NULL AND outcome IS NOT 'value') "
+        "ORDER BY seq IS NULL, seq, started, attempt",
+        (home, run),
+    )
+    return [step_of(row) for row in found]
 
 
 def cancel_all(
