@@ -30,7 +30,7 @@ from dayjob.errors import (
 )
 from dayjob.events import Events, Subscriber
 from dayjob.jobs import Job, Request
-from dayjob.keys import attention_of, was_unwound
+from dayjob.keys import UNDO_SCOPE, attention_of, was_unwound
 from dayjob.limits import Limits, limits_fields
 from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
