@@ -7,4 +7,20 @@ All that they do is call `run`: whatever they do is journaled, resumed after a c
 and traced like any other step.
 """
 
-__all__: list[str] = []
+from dayjob.context import auto, last_messages, summarise
+from dayjob.ladder import again, ask_person, rephrase, split, with_model
+from dayjob.patterns.agent import agent
+from dayjob.patterns.chain import chain
+
+__all__ = [
+    "again",
+    "agent",
+    "ask_person",
+    "auto",
+    "chain",
+    "last_messages",
+    "rephrase",
+    "split",
+    "summarise",
+    "with_model",
+]
