@@ -289,6 +289,7 @@ class Steps:
         journal = self.journal
         if row is not None and row.outcome is not None:
             return await self.replay(row, declared)
+        at_once = kind == Kind.EVENT and deadline is not None and deadline.seconds == 0
         if row is None:
             await self.live()
             started = journal.clock()
@@ -301,11 +302,11 @@ class Steps:
                 row.warn_at = started + deadline.seconds - deadline.warn_seconds
             journal.open[key] = row
             journal.put((row,))
-            if self.keeper.events.active:
+            if self.keeper.events.active and not at_once:
                 self.keeper.events.emit(
                     "step.opened", run=self.id, key=key, name=name, kind=kind, due=row.due
                 )
-        if kind == Kind.EVENT and deadline is not None and deadline.seconds == 0:
+        if at_once:
             await self.keeper.look()
             if self.scope.closed:
                 await never()
