@@ -31,7 +31,6 @@ ATTACHMENT_TOKENS = 1000
 """A part of a message that is no text, such as an image: a guess until the provider has counted."""
 LATIN_PER_TOKEN = 4
 OTHERS_PER_TOKEN = 2
-_FIRST_WIDE = "\u2e80"
 _SCALES = (0.5, 3.0)
 
 LEFT_OUT = "[Messages {first} to {last} of this conversation are left out here.]"
@@ -42,10 +41,12 @@ SUMMARY = "[Messages {first} to {last} of this conversation are left out here. I
 class View:
     """What is sent of a conversation: its head, and the messages from number `start` (from 0) on.
 
-    `summary` stands for what was left out; `scale` is how many real tokens an estimated one turned out to be.
+    `task` is the number of one more message that stays. `summary` stands for what was left out; `scale` is how
+    many real tokens an estimated one turned out to be.
     """
 
     start: int = 0
+    task: int = 0
     summary: str = ""
     scale: float = 1.0
 
@@ -54,7 +55,8 @@ class View:
         head = head_of(messages)
         if self.start <= head:
             return _whole(messages, 0)
-        return [*messages[:head], self.left_out(messages), *_whole(messages, self.start)]
+        task = messages[self.task : self.task + 1] if head <= self.task < self.start else []
+        return [*messages[:head], self.left_out(messages), *task, *_whole(messages, self.start)]
 
     def left_out(self, messages: Sequence[Message]) -> Message:
         """The message in place of those that were left out, which it names by their numbers, counted from 1."""
@@ -183,10 +185,12 @@ def _tokens(message: Message) -> int:
 
 
 def _in_text(text: str) -> int:
-    latin = len(text) if text.isascii() else sum(letter < "\u0250" for letter in text)
-    wide = 0 if latin == len(text) else sum(letter >= _FIRST_WIDE for letter in text)
-    others = len(text) - latin - wide
-    return -(-latin // LATIN_PER_TOKEN) + -(-others // OTHERS_PER_TOKEN) + wide
+    """By how many bytes UTF-8 takes for a letter: one is Latin, three or more are wide."""
+    latin = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
+    others = len(text) - latin
+    wide = len(text.encode("utf-8", "replace")) - latin - 2 * others if others else 0
+    wide = min(wide, others)
+    return -(-latin // LATIN_PER_TOKEN) + -(-(others - wide) // OTHERS_PER_TOKEN) + wide
 
 
 def _check(policy: str, name: str, value: Any) -> None:

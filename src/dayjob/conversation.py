@@ -9,6 +9,7 @@ from typing import Any
 from dayjob.context import Policy, View
 from dayjob.models import Message
 from dayjob.run import Run
+from dayjob.values import encode
 
 MESSAGE = "message"
 """The name under which a text is sent to a run that listens: `app.send(run_id, "message", text)`."""
@@ -37,10 +38,10 @@ async def append(run: Run, messages: Iterable[Message]) -> None:
 
 
 async def heard_by(run: Run) -> list[Message]:
-    """What was sent to the run since it last listened."""
+    """What was sent to the run since it last listened; what is no text is heard as JSON."""
     heard: list[Message] = []
-    while (text := await run.event(MESSAGE, returns=str | None, timeout=0, default=None)) is not None:
-        heard.append({"role": "user", "content": text})
+    while (said := await run.event(MESSAGE, timeout=0, default=None)) is not None:
+        heard.append({"role": "user", "content": said if isinstance(said, str) else encode(said).decode()})
     return heard
 
 

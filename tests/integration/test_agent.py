@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -24,14 +26,17 @@ from dayjob import (
 from dayjob.context import last_messages, summarise
 from dayjob.conversation import SUMMARISE
 from dayjob.jobs import Job
+from dayjob.mcp import McpServer
 from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.models.scripted import Scripted
 from dayjob.patterns import agent, auto
 from dayjob.patterns.agent import GO_ON, LOOP, NOT_DONE, PLAN, REFLECT, REVISE
 from dayjob.runs import Kind, Outcome, Status
-from dayjob.testing import CrashLab
+from dayjob.testing import CrashLab, Death, Moment
 from tests.ledger import everywhere, executed
 from tests.until import until
+
+SHOP = Path(__file__).with_name("mcp_server.py")
 
 
 @tool(effect="read")
@@ -365,6 +370,26 @@ async def test_on_a_thread_it_goes_on_with_the_conversation_and_appends_to_it(ur
     assert [message["role"] for message in model.requests[2].messages] == ["system", *roles[:-1]]
 
 
+async def test_a_message_that_is_no_text_is_heard_as_json(url: str) -> None:
+    model = Scripted(lambda request: "Hm." if len(request.messages) < 4 else "Forty-two.")
+
+    async with app_with(url, model) as app:
+        handle = await app.submit(agent_job(done=lambda text: text != "Hm.")(), delay=0.2)
+        await app.send(handle.id, "message", {"answer": 42})
+        assert await handle.result(timeout=20) == "Forty-two."
+    assert '{"answer":42}' in told(model.requests[0])
+
+
+async def test_tools_of_an_mcp_server_are_tools_like_any_other(url: str) -> None:
+    async with McpServer(sys.executable, SHOP) as tools:
+        asked = calls(("find_order", {"order_id": "A-1"}), ("find_order", {"order_id": "A-1", "limit": 99}))
+        model = Scripted([asked, "Five pieces."])
+        assert (await ends(url, model, tools=tools))[:2] == ("Five pieces.", "done")
+    seen = told(model.requests[1])[-2:]
+    assert seen[0] == "A-1: 5 pieces"
+    assert "limit" in seen[1]
+
+
 # --- the window -------------------------------------------------------------------------------------------
 
 
@@ -450,37 +475,27 @@ async def it_happened(app: Dayjob, run: str) -> bool:
     return bool(actions)
 
 
-async def test_a_crash_at_any_write_changes_nothing(lab: CrashLab) -> None:
-    calm = await lab.run(careful("Find the key."), model=Scripted(by_what_was_said))
-    assert calm.status is Status.COMPLETED, calm.run.reason
-    assert calm.output.startswith("Paid.")
-    crashes = [
-        ended
-        async for ended in lab.at_every_write(
-            careful("Find the key."), model=Scripted(by_what_was_said), outside=it_happened, side_by_side=1
-        )
-    ]
-    assert len(crashes) > 30
-    for ended in crashes:
-        assert (ended.status, ended.output) == (calm.status, calm.output), ended.death
-        assert not [warning for warning in ended.warnings if "not deterministic" in warning], ended.death
-        paid = [step for step in ended.steps if step.name == "pay" and step.outcome == Outcome.VALUE]
-        assert len(paid) == 1, ended.death
-
-
-async def test_after_a_crash_the_model_is_asked_only_for_what_was_not_written(lab: CrashLab) -> None:
+async def test_a_crash_at_any_write_changes_nothing_and_asks_no_model_twice(lab: CrashLab) -> None:
     asked: list[str] = []
 
     def reply(request: ModelRequest) -> Any:
         asked.append(told(request)[-1])
         return by_what_was_said(request)
 
-    async for ended in lab.at_every_write(
-        careful("Find the key."), model=Scripted(reply), outside=it_happened, side_by_side=1,
-        on_death=asked.clear,
-    ):  # fmt: skip
+    how: dict[str, Any] = {"model": Scripted(reply), "outside": it_happened, "on_death": asked.clear}
+    calm = await lab.run(careful("Find the key."), **how)
+    assert calm.status is Status.COMPLETED, calm.run.reason
+    assert calm.output.startswith("Paid.")
+    crashes = 0
+    async for ended in lab.at_every_write(careful("Find the key."), side_by_side=1, **how):
+        assert (ended.status, ended.output) == (calm.status, calm.output), ended.death
+        assert not [warning for warning in ended.warnings if "not deterministic" in warning], ended.death
+        paid = [step for step in ended.steps if step.name == "pay" and step.outcome == Outcome.VALUE]
+        assert len(paid) == 1, ended.death
         rows = [sum(step.kind == Kind.MODEL for step in steps) for steps in (ended.steps, ended.durable)]
         assert len(asked) == rows[0] - rows[1], ended.death
+        crashes += 1
+    assert crashes > 30
 
 
 async def test_a_message_is_heard_once_whatever_dies(lab: CrashLab) -> None:
@@ -500,6 +515,48 @@ async def test_a_message_is_heard_once_whatever_dies(lab: CrashLab) -> None:
     job = agent_job(max_steps=500)
     for ended in await everywhere(lab, job(), model=Scripted(reply), outside=outside):
         assert ended.output == "Welcome.", ended.run.reason
+
+
+async def test_a_thread_is_the_same_wherever_the_run_was_cut_off(lab: CrashLab) -> None:
+    replies = {1: calls(("look", {"place": "hall"})), 3: "In the hall."}
+
+    def reply(request: ModelRequest) -> Any:
+        return replies[len(request.messages) - 1]
+
+    async with Dayjob(lab.store, worker=False) as app:
+        write, ended = 0, None
+        while ended is None or ended.death is not None:
+            write += 1
+            death = Death(write, [*Moment][write % 3])
+            ended = await lab.run(agent_job()(), death=death, model=Scripted(reply), thread=f"thread {write}")
+            assert ended.output == "In the hall.", ended.run.reason
+            said = await app.store.thread_messages(f"thread {write}")
+            roles = [orjson.loads(message)["role"] for _, _, message in said]
+            assert roles == ["user", "assistant", "tool", "assistant"], ended.death
+    assert write > 15
+
+
+@pytest.mark.parametrize("write", range(3, 24, 4))
+async def test_newer_code_takes_up_the_turns_that_are_done(lab: CrashLab, write: int) -> None:
+    asked: list[str] = []
+
+    def reply(request: ModelRequest) -> Any:
+        asked.append(told(request)[-1])
+        number = sum(message["role"] == "tool" for message in request.messages)
+        return calls(("look", {"place": str(number)})) if number < 3 else "Found."
+
+    def version(name: str) -> Job:
+        async def work(run: Run) -> str:
+            return await agent(run, "You find things.", "Find the key.", TOOLS)
+
+        return Job(work, "work", name)
+
+    ended = await lab.run(
+        version("v1")(), death=Death(write), then=[version("v2")], model=Scripted(reply), on_death=asked.clear
+    )
+    assert ended.output == "Found."
+    rows = [{step.key for step in steps if step.kind == Kind.MODEL} for steps in (ended.steps, ended.durable)]
+    assert len(asked) == len(rows[0]) - len(rows[1])
 
 
 async def test_a_cancelled_agent_closes_its_calls_and_is_over(url: str) -> None:

@@ -56,6 +56,14 @@ def test_the_newest_stay() -> None:
     assert tokens_in(sent) <= 200
 
 
+def test_the_task_of_a_long_thread_stays() -> None:
+    messages = [SYSTEM, says("Hello.", "user"), *looks(3), TASK, *looks(5)]
+    sent = View(start=13, task=8).of(messages)
+    assert sent[:2] == messages[:2] and sent[3] == TASK
+    assert View(start=4, task=8).of(messages).count(TASK) == 1
+    assert View(start=4, task=1).of(messages)[3:] == messages[4:]
+
+
 def test_a_summary_stands_in_place_of_what_is_left_out() -> None:
     messages = [SYSTEM, TASK, *looks(5)]
     shown = View(start=4, summary="Nothing there.").of(messages)

@@ -70,10 +70,11 @@ async def agent(
         raise InputError(f"agent: max_steps={max_steps}, reflect_every={reflect_every}: expected 1 or more")
     toolbox, turns = Toolbox(tools), list[Turn]()
     talk = await opened(run, instructions, input)
+    task = len(talk) - 1
 
     async def turn(run: Run) -> Turn:
         heard = await heard_by(run)
-        before = turns[-1].view if turns else View()
+        before = turns[-1].view if turns else View(task=task)
         view = await fitted(run, [*talk, *heard], before, context, options)
         thoughts: list[Message] = []
         if why := _time_to_think(turns, plan, reflect_every, cut=view.start > before.start):
@@ -82,7 +83,8 @@ async def agent(
         reply = await run.model(sent, tools=toolbox.tools, **options)
         if reply.text:
             await run.partial(reply.text)
-        view = view.counted(sent, reply.usage.input_tokens)
+        if context is not None:
+            view = view.counted(sent, reply.usage.input_tokens)
         calls = [[call.name, call.arguments] for call in reply.tool_calls]
         if not calls:
             after = await heard_by(run) or await _missing(run, done, reply.text)
