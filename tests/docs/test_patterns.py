@@ -15,7 +15,7 @@ from tests.docs.pages import DOCS, section
 PAGE = DOCS / "patterns.md"
 MODULES = {
     "chain": ("dayjob.ladder",),
-    "agent": ("dayjob.patterns.agent", "dayjob.conversation", "dayjob.context"),
+    "agent": ("dayjob.patterns.agent", "dayjob.reflection", "dayjob.conversation", "dayjob.context"),
 }
 
 

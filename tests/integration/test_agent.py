@@ -30,7 +30,8 @@ from dayjob.mcp import McpServer
 from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.models.scripted import Scripted
 from dayjob.patterns import agent, auto
-from dayjob.patterns.agent import GO_ON, LOOP, NOT_DONE, PLAN, REFLECT, REVISE
+from dayjob.patterns.agent import LOOP, NOT_DONE
+from dayjob.reflection import GO_ON, PLAN, REFLECT, REVISE
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import CrashLab, Death, Moment
 from tests.ledger import everywhere, executed

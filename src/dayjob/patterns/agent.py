@@ -13,16 +13,11 @@ from dayjob.context import Policy, View
 from dayjob.conversation import append, fitted, heard_by, opened
 from dayjob.errors import InputError, StepError
 from dayjob.models import Message
+from dayjob.reflection import reflect, time_to_reflect
 from dayjob.run import Run
 from dayjob.toolbox import Toolbox, is_loop, outcome_of, refused
 from dayjob.tools import Tool
 
-PLAN = "Before you begin, write a short numbered plan for this task. Do not carry it out yet."
-REVISE = (
-    "Stop for a moment: {why}. Say in a sentence what you learned; then write the plan of what is left anew."
-)
-REFLECT = "Stop for a moment: {why}. Say in a few sentences what you learned, and what you will do next."
-GO_ON = "Now go on."
 NOT_DONE = "That is not the end yet. Go on."
 LOOP = "Not called: the same calls were made again and again. Use what they gave, or try another way."
 
@@ -77,8 +72,9 @@ async def agent(
         before = turns[-1].view if turns else View(task=task)
         view = await fitted(run, [*talk, *heard], before, context, options)
         thoughts: list[Message] = []
-        if why := _time_to_think(turns, plan, reflect_every, cut=view.start > before.start):
-            thoughts = await _think(run, view.of([*talk, *heard]), why, plan, options)
+        outcomes = [turn.outcome for turn in turns]
+        if why := time_to_reflect(outcomes, plan, reflect_every, cut=view.start > before.start):
+            thoughts = await reflect(run, view.of([*talk, *heard]), why, plan, options)
         sent = view.of([*talk, *heard, *thoughts])
         reply = await run.model(sent, tools=toolbox.tools, **options)
         if reply.text:
@@ -123,27 +119,3 @@ async def _missing(run: Run, done: Callable[..., Any] | None, answer: str) -> li
     if verdict is True:
         return []
     return [{"role": "user", "content": verdict if isinstance(verdict, str) else NOT_DONE}]
-
-
-def _time_to_think(turns: Sequence[Turn], plan: bool, reflect_every: int | None, cut: bool) -> str:
-    """Why it should stop and think now; empty if it should not, or was never asked to."""
-    if not plan and reflect_every is None:
-        return ""
-    if not turns:
-        return PLAN if plan else ""
-    if turns[-1].outcome == "looped":
-        return "the same calls were made again and again"
-    if turns[-1].outcome in ("failed", "invalid"):
-        return "the last calls failed"
-    if plan and cut:
-        return "earlier messages, and maybe the plan, are left out from now on"
-    return f"{len(turns)} turns are over" if reflect_every and len(turns) % reflect_every == 0 else ""
-
-
-async def _think(
-    run: Run, sent: list[Message], why: str, plan: bool, options: dict[str, Any]
-) -> list[Message]:
-    prompt = why if why == PLAN else (REVISE if plan else REFLECT).format(why=why)
-    asked: Message = {"role": "user", "content": prompt}
-    reply = await run.model([*sent, asked], name="plan" if plan else "reflect", **options)
-    return [asked, {"role": "assistant", "content": reply.text}, {"role": "user", "content": GO_ON}]
