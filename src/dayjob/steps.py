@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from copy import copy
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import orjson
@@ -301,7 +302,8 @@ class Steps:
             if deadline is not None and kind in (Kind.ASK, Kind.TOOL):
                 row.warn_at = started + deadline.seconds - deadline.warn_seconds
             journal.open[key] = row
-            journal.put((row,))
+            # A copy: its answer may come before the writer does, and must not be written without what it consumed.
+            journal.put((copy(row),))
             if self.keeper.events.active and not at_once:
                 self.keeper.events.emit(
                     "step.opened", run=self.id, key=key, name=name, kind=kind, due=row.due
