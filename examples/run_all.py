@@ -15,11 +15,14 @@ COMMANDS = {
     "chain.py": [DAYJOB, "run", HERE / "chain.py:permissions", "--model", "local:"],
     "agent.py": [DAYJOB, "run", HERE / "agent.py:librarian", "--model", "local:"],
     "demo.py": [sys.executable, HERE / "demo.py", "--model", "local:"],
+    "refunds.py": [sys.executable, HERE / "refunds_demo.py", "--model", "local:"],
 }
+PARTS = ("refunds_demo.py", "refunds_mcp.py", "refunds_shop.py")
 
 
 def main() -> int:
-    examples = sorted(path.name for path in HERE.glob("*.py") if path.name != Path(__file__).name)
+    others = {Path(__file__).name, *PARTS}
+    examples = sorted(path.name for path in HERE.glob("*.py") if path.name not in others)
     failed = [example for example in examples if not passes(example)]
     print(f"{len(examples) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0

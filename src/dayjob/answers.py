@@ -55,10 +55,25 @@ def fitting(action: Action, value: Any) -> Any:
     if schema.get("type") == "integer" and isinstance(value, float) and value.is_integer():
         value = int(value)  # JSON knows no difference between 3.0 and 3
     problem = next(_checker()(schema).iter_errors(value), None)
+    if problem is not None and action.kind == "happened":
+        raise InputError(f"answer to {action.id!r}: {_of_what_happened(action, value)}")
     if problem is not None:
         place = f"{'.'.join(map(str, problem.path))}: " if problem.path else ""
         raise InputError(f"answer to {action.id!r}: {place}{problem.message}")
     return value
+
+
+def _of_what_happened(action: Action, value: Any) -> str:
+    """What is wrong with an answer that is neither a no nor a yes with its result."""
+    schema = action.schema or {}
+    wanted = 'expected false, or {"result": …} with what it gave'
+    yes = next((each for each in schema.get("anyOf", ()) if "properties" in each), None)
+    if value is True:
+        return f"a yes alone is not enough, since {action.tool} gives more than null: {wanted}"
+    if yes is None or not isinstance(value, dict):
+        return f"{wanted}, got {value!r}"
+    problem = next(_checker()({**yes, "$defs": schema.get("$defs", {})}).iter_errors(value))
+    return f"{'.'.join(map(str, [*problem.path]))}: {problem.message}".removeprefix(": ")
 
 
 @cache

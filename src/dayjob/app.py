@@ -30,7 +30,7 @@ from dayjob.errors import (
 )
 from dayjob.events import Events, Subscriber
 from dayjob.jobs import Job, Request
-from dayjob.keys import UNDO_SCOPE, attention_of
+from dayjob.keys import attention_of, was_unwound
 from dayjob.limits import Limits, limits_fields
 from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
@@ -316,8 +316,7 @@ class Dayjob:
 
         Raises UnknownAction if the run does not wait for it (any more), InputError if the value does not fit.
         """
-        for name, text in (("by", by), ("reason", reason)):
-            _check_text(name, text)
+        by, reason = self._told("by", by), self._told("reason", reason)
         action = await self._action(run_id, action_id)
         data = self.redact(encode(value))
         if action.schema:
@@ -355,11 +354,18 @@ class Dayjob:
         self._poke(run_id)
 
     async def cancel(self, run_id: str, reason: str = "cancelled by request") -> Status:
-        """Asks a run, and its children, to stop. Idempotent; returns the status that it has now."""
+        """Asks a run, and its children, to stop. Idempotent; returns the status that it has now.
+
+        If it was continued as another run, that one is meant.
+        """
         _check_text("run", run_id, needed=True)
-        status: Status = await self.store.cancel(run_id, self.redact.text(reason))
-        self._poke(run_id)
-        return status
+        while True:
+            status: Status = await self.store.cancel(run_id, self.redact.text(reason))
+            self._poke(run_id)
+            following = (await self.get(run_id)).next_run if status == Status.COMPLETED else None
+            if following is None:
+                return status
+            run_id = following
 
     async def resume(self, run_id: str, changed: bool = False, from_step: str | None = None) -> Handle:
         """Queues a run again that has ended: finished steps are reused, the error that ended it is done again.
@@ -372,13 +378,11 @@ class Dayjob:
         steps = await self.store.steps(run_id)
         if not record.status.is_terminal:
             raise WrongStatus(f"{run_id}: is {record.status}; only a run that is over can be resumed")
-        if any(row.scope == UNDO_SCOPE for row in steps):
-            raise WrongStatus(f"{run_id}: what it did was undone; start it anew")
         if record.status == Status.COMPLETED and not changed and from_step is None:
             raise WrongStatus(
                 f"{run_id}: is completed; to do some of it again, give --changed or --from STEP"
             )
-        if _was_unwound(steps):
+        if was_unwound(steps):
             raise WrongStatus(f"{run_id}: what it did was undone; start it anew")
         supersede = _superseded_by_resume(record, steps, from_step)
         self._recent.pop(run_id, None)
@@ -400,6 +404,11 @@ class Dayjob:
         return Memory(self)
 
     # --- small parts ---------------------------------------------------------------------------
+
+    def _told(self, name: str, text: str | None) -> str | None:
+        """What a person says, as it may be stored. Raises InputError for what no column of text can hold."""
+        _check_text(name, text)
+        return None if text is None else self.redact.text(text)
 
     def _know(self, job: Job) -> None:
         if not isinstance(job, Job):
@@ -657,12 +666,6 @@ def _fields(row: StepRecord) -> dict[str, Any]:
     return {name: getattr(row, name) for name in StepRecord.__dataclass_fields__}
 
 
-def _was_unwound(steps: Sequence[StepRecord]) -> bool:
-    """Whether effects were undone at the end of a run; a rollback, which is part of the job, leaves a note."""
-    rolled_back = max((step.seq or 0 for step in steps if step.name == "rollback"), default=0)
-    return any(step.scope == UNDO_SCOPE and (step.seq is None or step.seq > rolled_back) for step in steps)
-
-
 def _superseded_by_resume(
     record: RunRecord, steps: Sequence[StepRecord], from_step: str | None
 ) -> list[tuple[str, int]]:
@@ -679,6 +682,8 @@ def _superseded_by_resume(
         doomed = [] if origin is None else _error_chain(current, origin)
         if record.status == Status.EXPIRED:  # asked again, with its time anew
             doomed += [row for row in current if is_action(row) and row.outcome is None and row.due]
+    asked = {row.key + name for row in doomed if row.kind == Kind.TOOL for name in (APPROVE, HAPPENED)}
+    doomed += [row for row in current if row.key in asked and row not in doomed]  # of that one execution
     return [(row.key, row.attempt) for row in doomed]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,11 +31,13 @@ class FunctionCall(NamedTuple):
     kind: Kind = Kind.CALL
     call_key: str | None = None
     undo: str | None = None
+    prepare: Callable[[], Awaitable[Callable[[], None]]] | None = None
+    """Awaited before each try; what it returns is called after it."""
 
 
 async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> Any:
     """Calls the function, again as often as the policy says; every try is a row."""
-    key, name, fn, args, shape, input, fingerprint, timeout, kind, call_key, undo = step
+    key, name, fn, args, shape, input, fingerprint, timeout, kind, call_key, undo, prepare = step
     await run.live()
     journal, scope = run.journal, run.scope
     what = "step" if kind == Kind.CALL else "tool"
@@ -47,15 +49,20 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             fn, shape = decided.instead, shape_of(decided.instead)
     while True:
         attempt += 1
-        held = None if run.keeper.budget is None else await hold_step(run, key)
+        held = None
+        if run.keeper.budget is not None:
+            with run.given_up(key, name, kind, fingerprint, input):
+                held = await hold_step(run, key)
         started = journal.clock()
         if run.keeper.events.active:
             run.keeper.events.emit("step.started", run=run.id, key=key, name=name, kind=kind, attempt=attempt)
         before = cancellings()
-        value = data = error = None
+        value = data = error = release = None
         limit = asyncio.timeout(timeout)
         run.keeper.busy += 1
         try:
+            if prepare is not None:
+                release = await prepare()
             if timeout is None:
                 value = await _called(run, fn, args, shape)
             else:
@@ -74,6 +81,8 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             error = run.step_error(key, name, problem, timeout if limit.expired() else None)
         finally:
             run.keeper.busy -= 1
+            if release is not None:
+                release()
         if scope.closed:
             await never()
         again = None
@@ -92,7 +101,8 @@ async def call_function(run: Steps, step: FunctionCall, retry: RetryPolicy) -> A
             return value
         if again is None:
             raise error
-        await run.pause(key, attempt, again.delay, error)
+        with run.given_up(key, name, kind, fingerprint, input):
+            await run.pause(key, attempt, again.delay, error)
         if again.instead is not None:
             fn, shape = again.instead, shape_of(again.instead)
 

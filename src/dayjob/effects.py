@@ -12,16 +12,29 @@ is resolved first: by the tool's own `probe`, else by a person who is asked "did
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
+import sys
 from collections.abc import Callable
-from copy import copy
+from contextlib import AbstractContextManager, suppress
+from copy import copy, deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
 from dayjob.calls import FunctionCall, call_function
-from dayjob.errors import InputError, IntentRefused, NotDone, NotJSON, StepError, Unknown, text_of
+from dayjob.errors import (
+    InputError,
+    IntentRefused,
+    NotDone,
+    NotJSON,
+    StepError,
+    Unknown,
+    ValueTooLarge,
+    text_of,
+)
 from dayjob.journal import error_bytes
 from dayjob.keys import Fate, fate_of
 from dayjob.retry import NO_RETRY, decide
@@ -31,7 +44,7 @@ from dayjob.spending import hold_step
 from dayjob.steps import APPROVE, HAPPENED, MISSING, Steps, awaited, cancellings, never
 from dayjob.threads import Threads
 from dayjob.tools import Call, Deadline, Tool
-from dayjob.values import canonical, decode, digest, schema_of, secrets_in
+from dayjob.values import REDACTED, canonical, convert, decode, digest, schema_of, secrets_in, within_limit
 
 PROBE_SECONDS = 60.0
 PROBE_DELAYS = (0.5, 1.0, 2.0)
@@ -40,9 +53,22 @@ PAUSES = (0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
 """A receiver that knows the key is asked again after so many seconds each, and then as after the last."""
 
 _YES_OR_NO = {"type": "boolean"}
-_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError", "gaierror"})
+_NOT_SENT = frozenset(
+    {
+        "ConnectError", "ConnectTimeout", "ConnectTimeoutError", "PoolTimeout", "NewConnectionError",
+        "NameResolutionError", "EndpointConnectionError", "ClientConnectorError", "gaierror",
+    }
+)  # fmt: skip
 _LOST_ON_THE_WAY = frozenset(
-    {"TransportError", "ClientConnectionError", "ConnectionError", "Timeout", "HTTPException"}
+    {
+        "TransportError", "ClientConnectionError", "ClientPayloadError", "ConnectionError", "ConnectionClosed",
+        "ConnectionClosedError", "Timeout", "TimeoutError", "TimeoutExpired", "HTTPException", "ProtocolError",
+        "ChunkedEncodingError", "SSLEOFError", "SSLZeroReturnError", "SSLSyscallError", "SMTPServerDisconnected",
+    }
+)  # fmt: skip
+"""Classes by name: those of httpx, aiohttp, requests, urllib3, botocore, websockets and of Python itself."""
+_NETWORK_GONE = frozenset(
+    {errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
 _SERVER_ERROR = 500
 
@@ -77,17 +103,17 @@ class ToolStep:
         self.verdict: bool | None = None
         self.call_key = ""
         try:
-            self.arguments = tool.validate(given)
+            self.arguments = deepcopy(tool.validate(given))  # the job may go on changing what it gave
         except InputError as problem:
-            self.arguments = given
+            self.arguments = self._veiled(given)
             self.refusal = StepError("InvalidArguments", str(problem), step=key)
         self.journal.redact.learn(secrets_in(self.arguments))
         try:
-            self.written = self.journal.redact(canonical(self.arguments))
-        except NotJSON as problem:
+            self.written = self.journal.redact(within_limit(canonical(self.arguments)))
+        except (NotJSON, ValueTooLarge) as problem:
             self.written = b"{}"
             self.refusal = self.refusal or StepError(
-                "NotJSON", f"{self.name}: arguments: {problem}", step=key
+                type(problem).__name__, f"{self.name}: arguments: {problem}", step=key
             )
         self.fingerprint = digest(orjson.dumps(self.name) + self.written)
 
@@ -95,12 +121,20 @@ class ToolStep:
         """The tool's result: the recorded one, or that of the one call which the contract allows."""
         run, tool = self.run, self.tool
         row = await run.find(self.key, self.name, Kind.TOOL, self.fingerprint)
-        run.keeper.tools[self.key] = tool
+        run.keeper.tools[self.key if row is None else row.key] = tool
         if row is not None and row.outcome is not None:
             return await run.replay(row, self.shape.returns)
         await run.live()
+        if row is not None and row.call_key is None:
+            return await self._client_does_it(row)
+        if row is not None and row.fingerprint != self.fingerprint:
+            run.keeper.fatal(
+                f"{self.key!r} was begun with other arguments, and nobody knows whether it was done: "
+                "the job is not deterministic"
+            )
+            return await never()
         if row is not None:
-            return await (self._client_does_it(row) if row.call_key is None else self._resolve(row))
+            return await self._resolve(row)
         if self.refusal is not None:
             return await self._fail(self.refusal)
         if tool.effect != "read" and (adopted := self._adoptable()) is not None:
@@ -110,11 +144,7 @@ class ToolStep:
             return await self._client_does_it(None)
         if tool.effect == "write" or tool.key_lifetime is not None or tool.undo is not None:
             return await self._write()
-        release = await run.keeper.slot(tool)
-        try:
-            return await self._call()
-        finally:
-            release()
+        return await self._call()
 
     # --- reads, and what may be repeated -----------------------------------------------------------
 
@@ -124,12 +154,22 @@ class ToolStep:
             self.call_key = digest(f"{self.run.id} {self.key}".encode()).hex()
         else:
             self.call_key, _ = self.journal.effects.assign(self.name, self.written)
-            await self._be_allowed(self.journal.commit(intent=True))
         step = FunctionCall(
             self.key, self.name, self._invoke, (), self.shape, self._input(), self.fingerprint, tool.timeout, Kind.TOOL,
-            None if tool.effect == "read" else self.call_key, undo_of(tool),
+            None if tool.effect == "read" else self.call_key, undo_of(tool), self._prepare,
         )  # fmt: skip
         return await call_function(self.run, step, tool.retry or NO_RETRY)
+
+    async def _prepare(self) -> Callable[[], None]:
+        """Waits for a place, and for the word that the run was not cancelled; returns how to give the place back."""
+        release = await self.run.keeper.slot(self.tool)
+        try:
+            if self.tool.effect != "read":
+                await self._be_allowed(self.journal.commit(intent=True))
+        except asyncio.CancelledError:
+            release()
+            raise
+        return release
 
     async def _invoke(self) -> Any:
         self.attempt += 1
@@ -157,15 +197,15 @@ class ToolStep:
                 await self.run.pause(self.key, tries, next(pauses), sent.error)
             if row is None:
                 tries += 1
-                held = None if self.run.keeper.budget is None else await hold_step(self.run, self.key)
-                if held is not None:
-                    held.spend_all()
+                with self._given_up():
+                    await self._reserve()
                 row = self._row(None)
                 sent = await self._intend_and_send(row, tries, insert=True)
             else:
                 sent = await self._find_out(row, max(tries, 1))
             if sent.delay is not None and sent.error is not None:
-                await self.run.pause(self.key, tries, sent.delay, sent.error)
+                with self._given_up():
+                    await self.run.pause(self.key, tries, sent.delay, sent.error)
                 row = None
             elif not sent.unknown:
                 break
@@ -173,18 +213,27 @@ class ToolStep:
             raise sent.error
         return decode(sent.data or b"null", self.shape.returns)
 
-    async def _intend_and_send(self, row: StepRecord, tries: int, insert: bool) -> _Sent:
+    async def _intend_and_send(
+        self, row: StepRecord, tries: int, insert: bool, spent: tuple[str, int] | None = None
+    ) -> _Sent:
         """Sends it once the intent is durable, in a task of its own: what has begun is not cut off, but recorded."""
+        if insert:
+            with self._given_up():
+                release = await self.run.keeper.slot(self.tool)
+        else:
+            await self._reserve()
+            release = await self.run.keeper.slot(self.tool)
         self.journal.effects.note(row)
         self.journal.open[row.key] = row
-        release = await self.run.keeper.slot(self.tool)
         now = self.journal.clock()
         if insert:
             row.started = now
         else:
             row.due, row.error = self._quiet_after(now), None
         try:
-            rows = {"insert": (row,)} if insert else {"update": (row,)}
+            rows: dict[str, Any] = {"insert": (row,)} if insert else {"update": (row,)}
+            if spent is not None:
+                rows["supersede"] = (spent,)
             await self._be_allowed(self.journal.commit(**rows, intent=True))
             if not self.run.keeper.valid(self.journal.clock()):
                 await self.run.keeper.ready(self.run.scope)
@@ -202,6 +251,14 @@ class ToolStep:
         except asyncio.CancelledError:
             self.abandoned = not self.run.scope.closed
             raise
+
+    async def _reserve(self) -> None:
+        """Each sending is a step of the run's budget."""
+        if self.run.keeper.budget is not None and (held := await hold_step(self.run, self.key)) is not None:
+            held.spend_all()
+
+    def _given_up(self) -> AbstractContextManager[None]:
+        return self.run.given_up(self.key, self.name, Kind.TOOL, self.fingerprint, self._input())
 
     async def _be_allowed(self, intent: asyncio.Future[None]) -> None:
         """Goes on once the intent is durable, and never if the run was cancelled before."""
@@ -311,10 +368,15 @@ class ToolStep:
         if isinstance(found, Found):
             return await self._record_value(row, found.value)
         if row.error is None:  # a crash cut it off: this is still the same call
-            return await self._intend_and_send(row, tries, insert=False)
+            return await self._intend_and_send(row, tries, insert=False, spent=self._spent_answer())
         error = StepError("NotDone", f"{self.name}: {stored_message(row)}. It did not happen", step=self.key)
         await self._settle(row, Outcome.ERROR, error=error_bytes(error, not_done=True))
         return _Sent(error=error)
+
+    def _spent_answer(self) -> tuple[str, int] | None:
+        """The answer that it did not happen, once it is acted on: what is sent then may get lost as well."""
+        key = self.key + HAPPENED
+        return self.journal.spend(self.run.scope, key) if self.journal.was_opened(key) else None
 
     def _may_be_repeated(self, row: StepRecord | None) -> bool:
         """Whether the receiver still knows the key, counted from when it first got it."""
@@ -330,26 +392,27 @@ class ToolStep:
         if self.journal.clock() < quiet:
             row.due = quiet
             self.journal.put(update=(row,))
+            if self.run.keeper.events.active:
+                self.run.keeper.events.emit(
+                    "step.opened", run=self.run.id, key=self.key, name=self.name, kind=Kind.TOOL, due=quiet
+                )
             await self.run.answered(row, mark=False)
 
     def _quiet_after(self, sent: float) -> float:
         return sent + self.run.keeper.lease_seconds + (self.tool.timeout or 0.0)
 
     async def _ask_what_happened(self) -> Found | NotDone:
-        result = {
-            "type": "object",
-            "properties": {"result": {}},
-            "required": ["result"],
-            "additionalProperties": False,
-        }
         answer = await self._ask(
             HAPPENED,
             f"Did this happen: {self._shown()}? Nobody knows, and it must not be done twice.",
-            {"anyOf": [_YES_OR_NO, result]},
+            _yes_or_no_with(self.shape.returns),
         )
         if answer is False:
             return NotDone(f"{self.name}: a person says that it did not happen")
-        return Found(answer["result"] if isinstance(answer, dict) else None)
+        result = answer["result"] if isinstance(answer, dict) else None
+        with suppress(InputError):  # else it is told where it is recorded
+            result = convert(result, self.shape.returns)
+        return Found(result)
 
     def _warn(self, message: str) -> None:
         self.run.keeper.warn(self.key, message)
@@ -461,10 +524,19 @@ class ToolStep:
         row.code = self.shape.code
         return row
 
+    def _veiled(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Arguments that are of no type yet, without those that should have been secret."""
+        secret = {name: given[name] for name in self.tool.secret_arguments & given.keys()}
+        self.journal.redact.learn([value for value in secret.values() if isinstance(value, str)])
+        self.journal.redact.learn(secrets_in(given))
+        return {**given, **dict.fromkeys(secret, REDACTED)}
+
     def _input(self) -> bytes:
         more: dict[str, Any] = {} if self.verdict is None else {"approval": self.verdict}
         if self.tool.external and self.shape.returns is not Any:
             more["schema"] = schema_of(self.shape.returns)
+        if self.tool.undo is not None or self.tool.probe is not None:
+            more["function"] = name_of(self.tool)
         head = {"tool": self.name, "effect": self.tool.effect, **more}
         return b'%b,"arguments":%b}' % (orjson.dumps(head)[:-1], self.written)
 
@@ -475,17 +547,52 @@ class ToolStep:
         raise error
 
 
+def _yes_or_no_with(returns: Any) -> dict[str, Any]:
+    """The schema of an answer to "did this happen?": no, or yes with its result, or a plain yes if null is one."""
+    plain: dict[str, Any] = _YES_OR_NO
+    result: dict[str, Any] = {}
+    try:
+        result = schema_of(returns)
+        decode(b"null", returns)
+    except InputError:
+        plain = {"const": False}
+    except Exception:  # pydantic knows no schema of it
+        result = {}
+    definitions = {"$defs": result.pop("$defs")} if "$defs" in result else {}
+    yes = {
+        "type": "object",
+        "properties": {"result": result},
+        "required": ["result"],
+        "additionalProperties": False,
+    }
+    return {"anyOf": [plain, yes], **definitions}
+
+
 def undo_of(tool: Tool[..., Any]) -> str | None:
     """The name under which the undo is found again, in whatever process."""
     return None if tool.undo is None else name_of(tool.undo)
 
 
 def name_of(fn: Any) -> str:
-    inner = fn.fn if isinstance(fn, Tool) else fn
-    return str(getattr(inner, "__qualname__", type(inner).__qualname__))
+    """`module:name` of a function, a tool's own, or of the one that a partial completes."""
+    if isinstance(fn, Tool):
+        return name_of(fn.fn)
+    if isinstance(fn, partial):
+        return f"partial {name_of(fn.func)}"
+    named = fn if hasattr(fn, "__qualname__") else type(fn)
+    return f"{_module_of(named)}:{named.__qualname__}"
 
 
-async def called(threads: Threads, fn: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+def _module_of(named: Any) -> str:
+    """The module's name as other processes have it, which may import the file that is the program here."""
+    name = str(named.__module__).removeprefix("dayjob file ")
+    if name != "__main__":
+        return name
+    spec, file = getattr(sys.modules[name], "__spec__", None), getattr(sys.modules[name], "__file__", None)
+    return spec.name if spec is not None else Path(file or name).stem
+
+
+async def called(threads: Threads, fn: Callable[..., Any], /, *args: Any, **arguments: Any) -> Any:
     """What an async function gives; a sync one runs in a thread."""
     if shape_of(fn).is_async:
         return await fn(*args, **arguments)
@@ -518,25 +625,52 @@ def outcome_is_unknown(problem: BaseException, tool: Tool[..., Any]) -> bool:
     """Whether a call that failed so may have been done nevertheless.
 
     A timeout, a connection lost after sending, and HTTP 5xx may; a connection that was never made may
-    not. Looks at what the error was raised from, too.
+    not. Looks at what the error was raised from, while handling what, and at the members of a group: a
+    second try that was not sent says nothing of the first.
     """
-    cause: BaseException | None = problem
-    while cause is not None:
-        if isinstance(cause, NotDone):
-            return False
-        if isinstance(cause, (Unknown, *tool.unknown)):
+    waiting: list[Any] = [problem]
+    seen: set[int] = set()
+    not_sent: set[int] = set()
+    while waiting:
+        cause = waiting.pop()
+        if not isinstance(cause, BaseException) or id(cause) in seen or isinstance(cause, NotDone):
+            continue
+        seen.add(id(cause))
+        waiting.append(_raised_while(cause))
+        if id(cause) not in not_sent and isinstance(cause, (Unknown, *tool.unknown)):
             return True
-        names = {kind.__name__ for kind in type(cause).__mro__}
-        if isinstance(cause, ConnectionRefusedError) or names & _NOT_SENT:
-            return False
-        if isinstance(cause, TimeoutError | ConnectionError | EOFError) or names & _LOST_ON_THE_WAY:
+        if id(cause) in not_sent or _was_not_sent(cause):
+            not_sent.add(id(cause.__cause__))
+        elif _was_lost(cause):
             return True
-        if _status_of(cause) >= _SERVER_ERROR:
-            return True
-        raised_while = None if cause.__suppress_context__ else cause.__context__
-        cause = cause.__cause__ or getattr(cause, "reason", None) or raised_while
-        cause = cause if isinstance(cause, BaseException) else None
+        elif isinstance(cause, BaseExceptionGroup):
+            waiting += cause.exceptions
+        waiting += [cause.__cause__, getattr(cause, "reason", None)]
     return False
+
+
+def _was_not_sent(problem: BaseException) -> bool:
+    return isinstance(problem, ConnectionRefusedError) or bool(_names_of(problem) & _NOT_SENT)
+
+
+def _was_lost(problem: BaseException) -> bool:
+    if (
+        isinstance(problem, TimeoutError | ConnectionError | EOFError)
+        or _names_of(problem) & _LOST_ON_THE_WAY
+    ):
+        return True
+    gone = isinstance(problem, OSError) and problem.errno in _NETWORK_GONE
+    return gone or _status_of(problem) >= _SERVER_ERROR
+
+
+def _names_of(problem: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(problem).__mro__}
+
+
+def _raised_while(problem: BaseException) -> BaseException | None:
+    """The error that was being handled; `raise … from None` says that it does not matter."""
+    hidden = problem.__suppress_context__ and problem.__cause__ is None
+    return None if hidden else problem.__context__
 
 
 def _status_of(problem: BaseException) -> int:

@@ -51,7 +51,7 @@ CHILD_SECONDS = 0.5
 _UNDONE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 _WAITS = Wait.__await__.__code__
 REPLAY_SECONDS = 30.0
-"""How long a job that ends may take to walk its recorded steps, to learn what it deferred."""
+"""How long a job that ends may take to walk its recorded steps, to learn what it deferred, and how to undo."""
 TIME_LIMIT = "#seconds"
 """The timer of the limit of seconds, among those of waiting steps."""
 LOOK_AGAIN_SECONDS = 60.0
@@ -131,9 +131,8 @@ class Execution:
         self.store = services.store
         self.events = services.events
         self.wakes = record.wakes
-        self.journal = Journal(
-            record, job.version, services.store, services.clock, services.redact, self.lose
-        )
+        self.redact = services.redact.for_run()
+        self.journal = Journal(record, job.version, services.store, services.clock, self.redact, self.lose)
         self.ending = record.status != Status.IN_PROGRESS
         self.dormant = False
         self.busy = 0
@@ -148,6 +147,7 @@ class Execution:
         self.following: RunRecord | None = None
         self.budget: Budget | None = None
         self._planned: End | None = None
+        self._cancellation: str | None = None
         self._pin: str | None = None
         self._received: set[str] = set()
         self._answers: dict[tuple[str, int], bytes] = {}
@@ -274,9 +274,7 @@ class Execution:
                 self.end = End(Status.CANCELLED, loaded.reason)
             elif (reached := self._time_reached()) is not None:
                 self.ending, self.end = True, self._end_at(reached)
-            if self.ending and not any(
-                row.name == "defer" and row.kind == Kind.NOTE for row in loaded.steps or ()
-            ):
+            if self.ending and not self._is_worth_replaying(loaded):
                 self._root = Scope(self.journal, "", None)
                 self._changed.set()
                 return
@@ -287,6 +285,16 @@ class Execution:
         self.count(root)
         self.spawn(root, self._main(root))
         self._watch_time()
+
+    def _is_worth_replaying(self, loaded: Loaded) -> bool:
+        """Whether a job that ends walks its recorded steps: for what it deferred, and for the undos that it gave.
+
+        Not for the latter once a worker died of it, or began with the undoing: then undos are found by name.
+        """
+        if any(row.name == "defer" and row.kind == Kind.NOTE for row in loaded.steps or ()):
+            return True
+        asked_to_stop = loaded.status == Status.CANCELLING and self.record.attempts == 0
+        return asked_to_stop and any(row.undo or row.outcome is None for row in loaded.effects)
 
     async def _main(self, root: Scope) -> None:
         """The job's own task."""
@@ -299,7 +307,7 @@ class Execution:
                 await run.diverge(doomed)
             if root.closed:
                 return
-            end = End(Status.COMPLETED, None, self.services.redact(self._output(value)))
+            end = End(Status.COMPLETED, None, self.redact(self._output(value)))
         except asyncio.CancelledError:
             if root.closed:
                 return
@@ -318,8 +326,10 @@ class Execution:
     def _failure(self, error: StepError) -> End:
         named = error.message.startswith(("step ", "model step "))
         where = f"step {error.step!r}: " if error.step and not named else ""
-        reason = self.services.redact.text(f"{where}{error}")
-        return End(Status.FAILED, reason, None, self.services.redact(error_bytes(error)))
+        reason = self.redact.text(f"{where}{error}")
+        # a limit is that of the whole family: one that a child reached, and nobody caught, is reached by all
+        status = Status.INCOMPLETE if error.type == "RunIncomplete" else Status.FAILED
+        return End(status, reason, None, self.redact(error_bytes(error)))
 
     def _decide(self, end: End) -> None:
         """The run is to end this way; the first decision stands."""
@@ -349,7 +359,7 @@ class Execution:
     def continue_as(self, request: Request) -> None:
         record = self.record
         self.following = new_run(
-            request, self.services.redact(request.input), self.services.clock(), home=record.home,
+            request, self.redact(request.input), self.services.clock(), home=record.home,
             project=record.project, queue=record.queue, priority=record.priority, thread=record.thread,
             parent=record.parent, parent_key=record.parent_key, tags=record.tags, source=record.source,
             root=record.root if record.parent else None, budget=record.budget,
@@ -368,12 +378,12 @@ class Execution:
         return self._drop(Left.RELEASED)
 
     def _stop_replaying(self) -> None:
-        """The job's own code hangs between recorded steps: what it would defer after that is not known."""
+        """The job's own code hangs between recorded steps: what it would defer or give after that is not known."""
         if self.ending and self.end is None:
             self._decide(End(Status.CANCELLED))
 
     async def _end_of_replay(self) -> Left | None:
-        """Everything recorded was walked, to learn what was deferred; nothing more is done for real."""
+        """Everything recorded was walked, for what was deferred and how to undo; nothing more is done for real."""
         self.end = self._planned or End(Status.CANCELLED)
         self._close_all()
         return await self._finish(self.end)
@@ -431,7 +441,7 @@ class Execution:
         return end
 
     async def _mark_unwinding(self, end: End) -> End:
-        if self.record.status != Status.UNWINDING:
+        if not self._is_unwinding:
             end = await self._until_guarded(self.store.unwind, end)
             self.record.status = Status.UNWINDING
         return end
@@ -455,13 +465,18 @@ class Execution:
 
         With `give_way` nothing is written then: another end comes after other things.
         """
-        while await self._guarded(lambda *run, end=end: verb(*run, end)) is Held.WOKEN:
-            loaded = await self._refresh()
-            if loaded is not None and loaded.status == Status.CANCELLING and end.status != Status.CANCELLED:
-                end = End(Status.CANCELLED, loaded.reason, end.output, end.error)
+        while True:
+            if self._cancellation is not None and end.status != Status.CANCELLED and not self._is_unwinding:
+                end = End(Status.CANCELLED, self._cancellation, end.output, end.error)
                 if give_way:
                     return end
-        return end
+            if await self._guarded(lambda *run, end=end: verb(*run, end)) is not Held.WOKEN:
+                return end
+            await self._refresh()
+
+    @property
+    def _is_unwinding(self) -> bool:
+        return self.record.status == Status.UNWINDING
 
     def _identity(self) -> tuple[str, str, int, int]:
         return self.record.home, self.record.id, self.journal.epoch, self.wakes
@@ -506,12 +521,23 @@ class Execution:
             if self.poked:
                 self.poked = False
                 await self._refresh()
+        if self.lost:
+            return
+        if task.cancelled():
+            raise StepError("JobError", "the job's own code cancelled the task in which the run ends")
+        task.result()
 
     async def _defer_all(self, scope: Scope) -> None:
         run = Run(self, scope)
         for fn, args in reversed(self._defers):
             try:
                 await run.step(fn, *args)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if scope.closed or task is None:
+                    raise
+                task.uncancel()
+                self.warn(DEFER_SCOPE, "deferred function cancelled itself")
             except (Exception, SystemExit, GeneratorExit) as problem:
                 step = problem.step if isinstance(problem, StepError) else None
                 self.warn(step or DEFER_SCOPE, f"deferred function failed: {text_of(problem)}")
@@ -683,8 +709,10 @@ class Execution:
 
     def _react_to(self, loaded: Loaded) -> None:
         self._take_in(loaded)
-        if loaded.status == Status.CANCELLING and self.end is None:
-            self._decide(End(Status.CANCELLED, loaded.reason))
+        if loaded.status == Status.CANCELLING:
+            self._cancellation = loaded.reason or Status.CANCELLED
+            if self.end is None:
+                self._decide(End(Status.CANCELLED, loaded.reason))
 
     def _take_in(self, loaded: Loaded) -> None:
         self.wakes = loaded.wakes
@@ -797,7 +825,7 @@ class Execution:
         return now < self.services.valid_until
 
     def warn(self, step: str, message: str) -> None:
-        message = self.services.redact.text(message)
+        message = self.redact.text(message)
         self.events.emit("run.warning", run=self.record.id, step=step, message=message)
 
     def model_named(self, model: str | Model | None) -> Model:

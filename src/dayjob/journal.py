@@ -244,6 +244,14 @@ class Journal:
     def attempts_of(self, key: str) -> int:
         return self._attempts.get(key, 0)
 
+    def was_opened(self, key: str) -> bool:
+        return key in self._attempts
+
+    def spend(self, scope: Scope, key: str) -> tuple[str, int]:
+        """An answer was acted on: from now on the same question is a new one. Returns the row to supersede."""
+        scope.mine.pop(key, None)
+        return key, self._attempts[key]
+
     def retries_of(self, key: str) -> list[StepError]:
         """The errors after which a step that is not done yet was tried again."""
         return [stored_error(error, key) for error in self._retried.get(key, ())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
 
 import orjson
@@ -54,6 +54,12 @@ def attention_of(rows: Iterable[StepRecord]) -> dict[str, str]:
     return found
 
 
+def was_unwound(rows: Collection[StepRecord]) -> bool:
+    """Whether effects were undone at the end of a run; a rollback, which is part of the job, leaves a note."""
+    rolled_back = max((row.seq or 0 for row in rows if row.name == "rollback"), default=0)
+    return any(row.scope == UNDO_SCOPE and (row.seq is None or row.seq > rolled_back) for row in rows)
+
+
 class Effects:
     """The keys of a run's calls: given out once, found again after a crash or a change of the code."""
 
@@ -63,8 +69,11 @@ class Effects:
         self._given: set[str] = set()
 
     def note(self, row: StepRecord) -> None:
-        if row.call_key is not None:
-            self._latest[row.call_key] = row
+        if row.call_key is None:
+            return
+        have = self._latest.get(row.call_key)
+        if have is None or row.outcome != Outcome.SUPERSEDED or have.outcome == Outcome.SUPERSEDED:
+            self._latest[row.call_key] = row  # what an older path left behind never hides what adopted it
 
     def supersede(self, row: StepRecord) -> None:
         """Changed code left this call behind: an equal one may adopt it."""
@@ -108,9 +117,6 @@ class Effects:
 
     def was_undone(self, key: str) -> bool:
         return undo_key(key) in self._latest
-
-    def unresolved(self) -> list[StepRecord]:
-        return [row for row in self._latest.values() if row.outcome is None]
 
 
 def undo_key(call_key: str) -> str:

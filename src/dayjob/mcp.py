@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _PAGES = 100
 _PROBLEMS = 10
+_INTERNAL_ERROR = -32603
+_SERVER_ERRORS = range(-32099, -31999)
+"""Codes of JSON-RPC 2.0, section 5.1."""
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -123,6 +126,10 @@ class McpServer:
             result = await connection.call(name, arguments, self.timeout)
         except Exception as problem:
             if (refusal := connection.refusal_in(problem)) is not None:
+                if writes and _may_be_done(problem):
+                    raise Unknown(
+                        f"{self} could not say what became of {name}: {shorten_text(refusal, 200)}"
+                    ) from None
                 raise _failed(name, refusal) from None
             trouble = self._trouble(connection, problem, f"answer {name}")
             raise (Unknown(trouble.message) if writes else trouble) from problem
@@ -196,8 +203,12 @@ class _Connection:
             self.ready.set()
 
     async def close(self) -> None:
+        if not self.ready.is_set():  # it may never be: who waits for it hears of the end
+            self.problem = ConnectionAbortedError("it was closed")
+            self._owner.cancel()
         self.over.set()
         await asyncio.wait([self._owner])
+        self.ready.set()  # by its owner too, if that ever began
 
     async def list_tools(self) -> list[mcp.types.Tool]:
         found: list[mcp.types.Tool] = []
@@ -295,7 +306,8 @@ class McpTool(Tool[..., Any]):
         except Exception:  # a schema that cannot be applied here: the server knows what it meant
             return dict(given)
         if problems:
-            raise InputError("; ".join(_complaint(self.name, problem) for problem in problems))
+            secret = self.secret_arguments
+            raise InputError("; ".join(_complaint(self.name, problem, secret) for problem in problems))
         return dict(given)
 
     def _parsed(self, arguments: Any) -> Any:
@@ -321,12 +333,20 @@ class McpTool(Tool[..., Any]):
         """Its arguments are in the schema."""
 
 
-def _complaint(tool_name: str, problem: Any) -> str:
+def _complaint(tool_name: str, problem: Any, secret: frozenset[str]) -> str:
     place = shorten_text(".".join([tool_name, *map(str, problem.absolute_path)]), 160)
+    if secret and (not problem.absolute_path or problem.absolute_path[0] in secret):
+        return f"{place}: does not fit {problem.validator}: {shorten(problem.validator_value)}"
     if len(problem.message) <= 160:
         return f"{place}: {problem.message}"
     expected = f"{problem.validator}: {shorten(problem.validator_value)}"
     return f"{place}: does not fit {expected}; got {shorten(problem.instance)}"
+
+
+def _may_be_done(problem: Exception) -> bool:
+    """Whether an error of JSON-RPC is the server's own trouble, and not what it refused to begin with."""
+    code = getattr(problem, "code", None)
+    return code == _INTERNAL_ERROR or code in _SERVER_ERRORS
 
 
 def _effect(annotations: mcp.types.ToolAnnotations | None) -> Effect:

@@ -98,7 +98,6 @@ class Run(Steps):
             input = journal.redact(encoded_arguments(name, args)) if args else b"[]"
             call = FunctionCall(key, name, fn, args, shape, input, digest(input), timeout)
             if undo is not None:
-                self.keeper.undos[key] = undo
                 call = call._replace(call_key=digest(f"{self.id} {key}".encode()).hex(), undo=name_of(undo))
             if shape.takes_run:
                 if retry is not None or undo is not None:
@@ -107,6 +106,8 @@ class Run(Steps):
                     )
                 return await call_scoped(self, call)
             row = await self.find(key, name, Kind.CALL, call.fingerprint, shape.code)
+            if undo is not None:
+                self.keeper.undos[key if row is None else row.key] = undo
             if row is not None:
                 return await self.replay(row, shape.returns)
             return await call_function(self, call, retry or NO_RETRY)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
@@ -177,12 +178,23 @@ class Steps:
     async def diverge(self, doomed: list[StepRecord]) -> None:
         """The code took another path than the recorded one: what is not on it no longer counts.
 
-        If that would write off an answered action or a running child, a person decides first.
+        If that would write off an answered action, a write that was or may have been done, or a child that runs
+        or wrote something, a person decides first.
         """
-        at_stake = [row.key for row in doomed if _is_at_stake(row)]
+        at_stake = [row.key for row in doomed if _is_at_stake(row) or await self._wrote_something(row)]
         if at_stake and not self.keeper.ending:
             await self._ask_about_change(at_stake)
         self.journal.supersede(self.scope, doomed)
+
+    async def _wrote_something(self, row: StepRecord) -> bool:
+        """Whether a row is that of a finished child that did what must not be done twice, itself or by a child."""
+        if row.kind != Kind.RUN or row.child is None:
+            return False
+        child = row.child
+        for effect in await patiently(lambda: self.journal.store.effects(child)):
+            if is_write(effect) or await self._wrote_something(effect):
+                return True
+        return False
 
     async def _ask_about_change(self, at_stake: list[str]) -> None:
         scope = self.scope
@@ -448,6 +460,18 @@ class Steps:
             "was cancelled by the job's own code (asyncio.timeout, say), which takes its time again on replay; "
             "timeout= is the durable form",
         )
+
+    @contextmanager
+    def given_up(
+        self, key: str, name: str, kind: Kind, fingerprint: bytes | None, input: bytes | None
+    ) -> Iterator[None]:
+        """A step that the job gives up while it has no row is recorded as cancelled, and replays so."""
+        started = self.journal.clock()
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.record_cancelled(key, name, kind, started, fingerprint, input)
+            raise
 
     def record_cancelled(
         self,

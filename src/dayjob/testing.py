@@ -343,7 +343,13 @@ class CrashLab:
         """The run, when it is over; None when its worker died first."""
         died = asyncio.create_task(mortal.died.wait())
         over = asyncio.create_task(self._until_over(app, run, worker, trial))
-        await asyncio.wait({died, over}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait({died, over}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # whoever runs the job has no more patience
+            died.cancel()
+            over.cancel()
+            self._dismiss(worker, mortal)
+            raise
         if mortal.died.is_set():
             await _cancelled(over)
             return None

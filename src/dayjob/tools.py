@@ -113,7 +113,8 @@ class Tool(Generic[P, R]):
     effect        what it does to the world
     undo          `undo(call, result)`: takes a finished call back
     probe         `probe(call)`: what became of a call whose outcome is unknown: its result, `NotDone`
-                  (returned or raised), or None while that is still unknown
+                  (returned or raised), or None while that is still unknown; False, like any other value,
+                  is a result, and means that it was done
     approve       whether a person is asked first: True, or a function of the arguments that says so
     timeout       seconds
     retry         a policy such as `Retry`, for reads and idempotent calls
@@ -184,7 +185,7 @@ class Tool(Generic[P, R]):
                     "a model passes arguments by name"
                 )
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.fn(*args, **kwargs)
 
     @cached_property
@@ -235,6 +236,14 @@ class Tool(Generic[P, R]):
         if told:
             function["description"] = told
         return {"type": "function", "function": function}
+
+    @cached_property
+    def secret_arguments(self) -> frozenset[str]:
+        """The arguments that are a SecretStr, or may hold one: what is given for them is not shown."""
+        definitions, arguments = self.parameters.get("$defs"), self.parameters.get("properties")
+        if not isinstance(arguments, Mapping):
+            return frozenset()
+        return frozenset(name for name in arguments if _holds_secret(arguments[name], definitions, set()))
 
     def validate(self, arguments: str | bytes | Mapping[str, Any]) -> dict[str, Any]:
         """The arguments as the function's own types, ready for `tool(**arguments)`.
@@ -291,7 +300,9 @@ class Tool(Generic[P, R]):
         expected: dict[str, dict[str, str]] = {}
         for each in error.errors(include_url=False, include_context=False):
             place = shorten_text(".".join([self.name, *map(str, _place(each, given))]), 160)
-            got = "" if each["type"] in ("missing", "extra_forbidden") else f"; got {shorten(each['input'])}"
+            secret = not self.secret_arguments.isdisjoint(each["loc"][:1] or properties)
+            untold = secret or each["type"] in ("missing", "extra_forbidden")
+            got = "" if untold else f"; got {shorten(each['input'])}"
             expected.setdefault(place, {}).setdefault(_expectation(each, properties), got)
         complaints = [
             f"{place}: {', or '.join(told)}{[*told.values()][-1]}" for place, told in expected.items()
@@ -518,6 +529,21 @@ def _expectation(error: Mapping[str, Any], properties: Mapping[str, Any]) -> str
     if error["type"] in ("dict_type", "model_type", "model_attributes_type", "dataclass_type"):
         return "should be an object"
     return str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
+
+
+def _holds_secret(schema: Any, definitions: Any, seen: set[str]) -> bool:
+    if isinstance(schema, list):
+        return any(_holds_secret(each, definitions, seen) for each in schema)
+    if not isinstance(schema, Mapping):
+        return False
+    if schema.get("format") == "password" or schema.get("writeOnly") is True:
+        return True
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference not in seen and isinstance(definitions, Mapping):
+        seen.add(reference)
+        if _holds_secret(definitions.get(reference.rpartition("/")[2]), definitions, seen):
+            return True
+    return any(_holds_secret(each, definitions, seen) for each in schema.values())
 
 
 def _expected(schema: Mapping[str, Any] | None) -> str:

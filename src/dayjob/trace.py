@@ -61,6 +61,7 @@ class Trace:
         self._active: dict[tuple[str, str], Active] = {}
         self._progress: tuple[float, float | None] | None = None
         self._complaint = ""
+        self._told: set[tuple[str, str]] = set()
         self._show: dict[str, Callable[[dict[str, Any]], None]] = {
             "run.claimed": self._claimed,
             "run.progress": self._progressed,
@@ -124,7 +125,11 @@ class Trace:
 
     def finished(self, fields: dict[str, Any]) -> None:
         """A line for a finished step; those that only close what was shown have none."""
-        self._active.pop((fields["run"], fields["key"]), None)
+        step = fields["run"], fields["key"]
+        self._active.pop(step, None)
+        if fields["reused"] and step in self._told:  # a run that left memory is replayed from its beginning
+            return
+        self._told.add(step)
         if is_worth_a_line(fields["kind"], fields["outcome"], fields["reused"]):
             mark = ("↺", "cyan") if fields["reused"] else MARKS[fields["outcome"]]
             self._line(mark, self._label(fields), measures(fields))

@@ -41,12 +41,19 @@ _MANY_DIGITS = re.compile(rb"\d{19}")
 
 
 class Redactor:
-    """Replaces the secrets of this process in JSON bytes, and in text."""
+    """Replaces secrets in JSON bytes, and in text: those of this process, and those that a run was given.
+
+    What a run was given may be any word: as a key of a dict, where it would be part of another's structure,
+    it stays.
+    """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        unique = {secret for secret in secrets if len(secret) >= 6 and _is_unicode(secret)}
-        self._secrets = sorted(unique, key=len, reverse=True)
-        self._encoded = [orjson.dumps(secret)[1:-1] for secret in self._secrets]
+        self._of_process = _longest_first(secrets)
+        self._take(self._of_process)
+
+    def _take(self, secrets: list[str]) -> None:
+        self._secrets = secrets
+        self._encoded = [orjson.dumps(secret)[1:-1] for secret in secrets]
 
     @classmethod
     def from_environment(cls) -> Redactor:
@@ -60,14 +67,14 @@ class Redactor:
             value for name, value in os.environ.items() if name in named or name.upper().endswith(endings)
         )
 
+    def for_run(self) -> Redactor:
+        """One that knows what this one was made with, and keeps what it learns to itself."""
+        return Redactor(self._of_process)
+
     def learn(self, secrets: Iterable[str]) -> None:
         """Replaces these too from now on: what a run was given as a SecretStr."""
-        fresh = {secret for secret in secrets if len(secret) >= 6 and _is_unicode(secret)}.difference(
-            self._secrets
-        )
-        if fresh:
-            self._secrets = sorted([*self._secrets, *fresh], key=len, reverse=True)
-            self._encoded = [orjson.dumps(secret)[1:-1] for secret in self._secrets]
+        if fresh := set(secrets).difference(self._secrets):
+            self._take(_longest_first([*self._secrets, *fresh]))
 
     def __call__(self, data: bytes) -> bytes:
         for secret in self._encoded:
@@ -77,18 +84,28 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Text that may be stored: without secrets, and with "?" for half a surrogate pair."""
-        for secret in self._secrets:
-            text = text.replace(secret, REDACTED)
-        return text if _is_unicode(text) else text.encode("utf-8", "replace").decode()
+        return _without(self._secrets, text)
 
     def _without(self, value: Any) -> Any:
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
-            return {self.text(key): self._without(item) for key, item in value.items()}
+            return {_without(self._of_process, key): self._without(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self._without(item) for item in value]
         return value
+
+
+def _longest_first(secrets: Iterable[str]) -> list[str]:
+    """Those that are replaced: a short one would garble ordinary text."""
+    kept = {secret for secret in secrets if len(secret) >= 6 and _is_unicode(secret)}
+    return sorted(kept, key=len, reverse=True)
+
+
+def _without(secrets: list[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, REDACTED)
+    return text if _is_unicode(text) else text.encode("utf-8", "replace").decode()
 
 
 def encode(value: Any, declared: Any = Any) -> bytes:
@@ -176,13 +193,28 @@ def canonical(value: Any) -> bytes:
 
 
 def secrets_in(value: Any) -> list[str]:
-    """What the SecretStr in a value hold."""
-    if isinstance(value, dict):
-        return [secret for item in value.values() for secret in secrets_in(item)]
-    if isinstance(value, list | tuple):
-        return [secret for item in value for secret in secrets_in(item)]
-    reveal = getattr(value, "get_secret_value", None)
-    return [str(reveal())] if callable(reveal) else []
+    """What the SecretStr and their like in a value hold, in whatever they are nested."""
+    found: list[str] = []
+    waiting = [value]
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if type(each) in _SCALARS or isinstance(each, type) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        reveal = getattr(each, "get_secret_value", None)
+        if callable(reveal):
+            secret = reveal()
+            found.append(secret.decode("utf-8", "replace") if isinstance(secret, bytes) else str(secret))
+        elif isinstance(each, dict):
+            waiting += each.values()
+        elif isinstance(each, list | tuple | set | frozenset):
+            waiting += each
+        elif hasattr(each, "model_dump"):
+            waiting += [*vars(each).values(), getattr(each, "__pydantic_extra__", None)]
+        elif hasattr(each, "__dataclass_fields__"):
+            waiting += [getattr(each, name, None) for name in each.__dataclass_fields__]
+    return found
 
 
 def digest(data: bytes) -> bytes:

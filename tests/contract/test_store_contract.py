@@ -805,6 +805,8 @@ async def test_the_run_that_continues_another_takes_its_place(store: Store) -> N
     assert await park(store, parent) is Held.DONE  # its child has not ended
     found = await current(store, first)
     assert found.next_run == following.id
+    assert [run.id for run in await store.line(following.id)] == [following.id, first.id]
+    assert [run.id for run in await store.line(first.id)] == [first.id]
     assert await settle(store, await claim_one(store)) is Held.DONE
     assert (await claim_one(store)).id == parent.id
 

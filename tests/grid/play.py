@@ -49,6 +49,7 @@ class Play:
         self.cancelled: int | None = None
         self.begun: set[str | None] = set()
         self.returned: Status | None = None
+        self.canceller: asyncio.Task[None] | None = None
         self.streamed: list[RunEvent] = []
         self.reader: asyncio.Task[None] | None = None
         self.family: list[RunRecord] = []
@@ -199,7 +200,8 @@ class Play:
         approvals = [action for action in actions if action.kind == "approval"]
         if approvals and self.case["cancel"] == "waiting" and self.cancelled is None:
             if self.case["place"] != "branch" or len(approvals) == len(BRANCHES):
-                await self._cancel(app)
+                self.canceller = self.canceller or asyncio.create_task(self._cancel(app))
+                await asyncio.shield(self.canceller)  # a death may call this look off, not what it began
             return True
         if approvals and self.case["place"] == "branch" and not self.account.all("approved", "rejected"):
             if len(approvals) < len(BRANCHES):
@@ -250,7 +252,10 @@ class Play:
     # --- playing it --------------------------------------------------------------------------------
 
     async def perform(self) -> Ended:
-        limits = {"limits": dayjob.Limits(steps=3)} if self.case["end"] == "limit" else {}
+        before = (
+            3 + self.case["streaming"] + (self.case["place"] != "job")
+        )  # what the case is about among them
+        limits = {"limits": dayjob.Limits(steps=before)} if self.case["end"] == "limit" else {}
         ended = await self.stage.lab.run(
             self.main(), jobs=[self.inner], death=self.case["death"] or (), outside=self.outside,
             model=Scripted(lambda request: "one two three four five six seven eight nine"), **limits,

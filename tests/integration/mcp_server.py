@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+from mcp import MCPError
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ImageContent, ToolAnnotations
@@ -46,6 +47,12 @@ def refund(order_id: str, amount: float) -> Receipt:
 def refuse(reason: str) -> str:
     """Raise an error."""
     raise ToolError(reason)
+
+
+@shop.tool(structured_output=False)
+def answer_with(code: int) -> str:
+    """Give an error of the protocol."""
+    raise MCPError(code, "upstream 502 after the payment was posted")
 
 
 @shop.tool(structured_output=False)

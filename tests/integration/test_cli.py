@@ -44,6 +44,14 @@ def test_a_failed_run_exits_1_and_says_how_to_go_on(dayjob: CommandLine) -> None
     assert "Traceback" not in done.stderr
 
 
+def test_a_run_that_was_undone_is_not_offered_to_be_resumed(dayjob: CommandLine) -> None:
+    done = dayjob("run", f"{DESK}:regrets")
+    assert done.returncode == 1
+    assert "what it did was undone" in done.stderr
+    assert f"dayjob show {dayjob.last_run()}" in done.stderr
+    assert "dayjob resume" not in done.stderr
+
+
 def test_a_cancelled_run_exits_3(dayjob: CommandLine) -> None:
     with dayjob.started("run", f"{DESK}:slow") as worker:
         run = until(lambda: begun(dayjob), "a step", worker)

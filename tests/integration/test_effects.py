@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 import pytest
-from pydantic import SecretStr
+from pydantic import BaseModel, Field, SecretBytes, SecretStr
 
 from dayjob import (
     Call,
@@ -211,6 +214,9 @@ async def test_a_write_of_unknown_outcome_is_found_out_by_its_probe(
     assert await office.parked(handle.id) == Status.WAITING
     assert not account.all("looked")
     assert not await office.app.actions(handle.id)
+    assert [fields["due"] for fields in office.told("step.opened")] == [
+        row.due for row in await rows_of(office.app, handle.id)
+    ]
     await office.pass_time(LEASE_SECONDS + 1)
     result = await handle.result(10)
     booked = account.all("booked")
@@ -219,9 +225,7 @@ async def test_a_write_of_unknown_outcome_is_found_out_by_its_probe(
     assert account.count("asked", "a") == 1
 
 
-@pytest.mark.parametrize(
-    ("answer", "result"), [({"result": 7}, "paid 7"), (False, "NotDone"), (True, "InvalidResult")]
-)
+@pytest.mark.parametrize(("answer", "result"), [({"result": 7}, "paid 7"), (False, "NotDone")])
 async def test_without_a_probe_a_person_is_asked_whether_it_happened(
     office: Office, account: Account, answer: Any, result: str
 ) -> None:
@@ -261,6 +265,49 @@ async def test_a_yes_says_that_it_was_done_though_not_what_it_gave(office: Offic
     assert await handle.result(10) is None
 
 
+class Receipt(BaseModel):
+    number: int
+    paid: datetime | None = None
+
+
+@pytest.mark.parametrize(
+    ("returns", "refused", "taken", "result"),
+    [
+        (str, [None, "", {"result": 3}, {"result": None}, {"result": "a", "more": 1}], {"result": "a"}, "a"),
+        (Receipt, [{"result": {"number": "x"}}, {}], {"result": {"number": 3}}, Receipt(number=3)),
+        (list[Receipt], [{"result": [{}]}], {"result": [{"number": 3}]}, [Receipt(number=3)]),
+        (int | None, [{"result": "x"}], True, None),
+        (None, [{"result": 3}], True, None),
+    ],
+)
+async def test_a_yes_has_to_give_a_result_that_fits(
+    office: Office, account: Account, returns: Any, refused: list[Any], taken: Any, result: Any
+) -> None:
+    async def send(call: Call, to: str) -> Any:
+        await book(account.url, to)
+
+    send.__annotations__["return"] = returns
+    sends = tool(send)
+    came: list[Any] = []
+
+    @job
+    async def waits(run: Run) -> None:
+        came.append(await run.tool(sends, to="a"))
+
+    account.trouble("a", "drop")
+    handle = await office.app.submit(waits())
+    (asked,) = await office.asked(handle.id)
+    for answer in refused:
+        with pytest.raises(InputError, match="answer to 'send#happened'"):
+            await office.app.answer(handle.id, asked.id, answer)
+    if taken is not True:
+        with pytest.raises(InputError, match=r"a yes alone is not enough, since send gives more than null"):
+            await office.app.approve(handle.id, asked.id)
+    await office.app.answer(handle.id, asked.id, taken)
+    await handle.result(10)
+    assert came == [result]
+
+
 async def test_a_probe_that_does_not_know_leaves_it_to_a_person(office: Office, account: Account) -> None:
     async def find(call: Call) -> None:
         return None
@@ -278,6 +325,24 @@ async def test_a_probe_that_does_not_know_leaves_it_to_a_person(office: Office, 
     (asked,) = await office.asked(handle.id)
     await office.app.answer(handle.id, asked.id, {"result": 3})
     assert await handle.result(10) == 3
+
+
+async def test_whatever_a_probe_finds_but_none_is_the_result(office: Office, account: Account) -> None:
+    @tool(probe=lambda call: False)
+    async def send(call: Call, to: str) -> bool:
+        await book(account.url, to)
+        return True
+
+    @job
+    async def sends(run: Run) -> bool:
+        return await run.tool(send, to="a")
+
+    account.trouble("a", "drop")
+    handle = await office.app.submit(sends())
+    await office.parked(handle.id)
+    await office.pass_time(LEASE_SECONDS + 1)
+    assert await handle.result(10) is False
+    assert account.count("asked", "a") == 1
 
 
 async def test_a_timeout_of_a_write_never_becomes_an_error_that_invites_a_repeat(
@@ -449,6 +514,27 @@ async def test_an_idempotent_call_is_sent_again_with_its_key_and_a_read_is_just_
             assert set(keys_sent(account)) == {booked.key}
 
 
+async def test_what_is_sent_again_after_a_no_and_then_lost_is_asked_about_anew(
+    lab: CrashLab, account: Account
+) -> None:
+    asked: list[str] = []
+
+    def truthfully(action: Any) -> Any:
+        asked.append(action.id)
+        booked = account.all("booked")
+        return {"result": booked[0].number} if booked else False
+
+    account.trouble("a", "drop")
+    ended = await lab.run(
+        Job(pays_after(paying(account)), "pays")(),
+        death=Death(INTENT, Moment.UNHEARD),
+        outside=says(truthfully),
+    )
+    assert asked == ["pay#happened", "pay#happened@2"]
+    assert ended.output == account.all("booked")[0].number
+    assert account.count("asked", "a") == 1
+
+
 # --- results ------------------------------------------------------------------------------------------------
 
 
@@ -519,6 +605,41 @@ async def test_arguments_that_do_not_fit_are_an_error_that_says_so_and_nothing_i
     assert wrong.startswith("InvalidArguments: pay.to:")
     assert unknown.startswith("InvalidArguments: pay.extra:")
     assert not account.history
+
+
+@pytest.mark.parametrize("fits", [True, False])
+async def test_arguments_over_the_limit_are_refused(office: Office, fits: bool) -> None:
+    @tool
+    async def send(call: Call, text: str) -> None:
+        raise AssertionError("it was called")
+
+    @job
+    async def sends(run: Run) -> str:
+        try:
+            return str(await run.tool(send, text="x" * 9_000_000, **({} if fits else {"more": 1})))
+        except StepError as error:
+            return f"{error.type}: {error.message}"
+
+    told = await (await office.app.submit(sends())).result(10)
+    assert told.startswith(
+        "ValueTooLarge: send: arguments: 9.0 MB" if fits else "InvalidArguments: send.more"
+    )
+    (row,) = await rows_of(office.app, office.told("run.settled")[0]["run"], "send")
+    assert len(row.input or b"") < 1000
+
+
+@pytest.mark.parametrize("effect", ["read", "write"])
+async def test_arguments_may_have_any_name(office: Office, effect: Any) -> None:
+    @tool(effect=effect)
+    def add(fn: int, threads: int, tool: int, self: int, run: int, call: int) -> int:
+        return fn + threads + tool + self + run + call
+
+    @job
+    async def adds(run: Run) -> int:
+        return await run.tool(add, fn=1, threads=1, tool=1, self=1, run=1, call=1)
+
+    assert await (await office.app.submit(adds())).result(10) == 6
+    assert add(fn=1, threads=1, tool=1, self=1, run=1, call=1) == 6
 
 
 async def test_sync_tools_run_beside_the_loop(office: Office) -> None:
@@ -637,6 +758,51 @@ async def test_an_approval_survives_a_crash_at_any_write_and_is_one_execution(
             assert account.count("booked", "a") == 1, ended.death
             asked = [step for step in ended.steps if step.key == "pay#approve"]
             assert [step.outcome for step in asked] == ["value"], ended.death
+
+
+@pytest.mark.parametrize("from_step", [None, "pay"])
+async def test_what_is_done_again_on_resume_is_approved_again(
+    office: Office, account: Account, from_step: str | None
+) -> None:
+    pay = paying(account, approve=True)
+
+    @job
+    async def pays(run: Run) -> int:
+        return await run.tool(pay, to="a")
+
+    account.trouble("a", "refuse")
+    handle = await office.app.submit(pays())
+    (first,) = await office.asked(handle.id)
+    await office.app.approve(handle.id, first.id)
+    with pytest.raises(RunFailed):
+        await handle.result(10)
+    handle = await office.app.resume(handle.id, from_step=from_step)
+    (second,) = await office.asked(handle.id)
+    assert account.count("asked", "a") == 1
+    with pytest.raises(UnknownAction):
+        await office.app.approve(handle.id, first.id)
+    await office.app.approve(handle.id, second.id)
+    assert await handle.result(10) == account.all("booked")[0].number
+
+
+async def test_what_is_done_again_on_resume_and_lost_again_is_asked_about_again(
+    office: Office, account: Account
+) -> None:
+    pay = paying(account)
+
+    @job
+    async def pays(run: Run) -> int:
+        return await run.tool(pay, to="a")
+
+    account.trouble("a", "500 before", "500 after")
+    handle = await office.app.submit(pays())
+    await office.app.answer(handle.id, (await office.asked(handle.id))[0].id, False)
+    with pytest.raises(RunFailed):
+        await handle.result(10)
+    handle = await office.app.resume(handle.id)
+    await office.app.answer(handle.id, (await office.asked(handle.id))[0].id, {"result": 7})
+    assert await handle.result(10) == 7
+    assert account.count("booked", "a") == 1
 
 
 async def test_the_verdict_whether_to_ask_stands_once_somebody_was_asked(
@@ -831,6 +997,37 @@ async def test_cancel_during_an_idempotent_call_takes_back_what_it_did(
     assert [h.reference for h in keyed.all("reversed")] == ["a"]
 
 
+async def test_after_a_cancel_by_another_process_an_idempotent_call_is_not_tried_again(url: str) -> None:
+    """The worker has not heard of it yet when the policy says that it is time for another try."""
+    tries = 0
+    tried, cancelled = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="idempotent", retry=Retry(attempts=5, delay=0))
+    async def pay(to: str) -> None:
+        nonlocal tries
+        tries += 1
+        tried.set()
+        await cancelled.wait()
+        raise StepError("Busy", "later", retryable=True)
+
+    @job
+    async def pays(run: Run) -> None:
+        await run.tool(pay, to="a")
+
+    async with (
+        Dayjob(url, worker=False) as app,
+        app.worker(beat_seconds=3600),
+        Dayjob(url, worker=False) as far,
+    ):
+        handle = await app.submit(pays())
+        await tried.wait()
+        await far.cancel(handle.id)
+        cancelled.set()
+        with pytest.raises(RunCancelled):
+            await handle.result(10)
+    assert tries == 1
+
+
 async def test_a_write_that_hangs_when_the_run_is_cancelled_needs_attention(
     office: Office, account: Account
 ) -> None:
@@ -897,6 +1094,31 @@ async def test_a_cancellation_that_comes_between_the_end_of_a_job_and_its_settli
             handle = await app.submit(pays())
             with pytest.raises(RunCancelled, match="changed my mind"):
                 await handle.result(10)
+    assert account.standing() == []
+
+
+async def test_a_cancellation_while_what_was_deferred_is_done_undoes_the_run(
+    office: Office, account: Account
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+    cancelled = asyncio.Event()
+
+    async def clean_up() -> None:
+        await cancelled.wait()
+
+    @job
+    async def pays(run: Run) -> str:
+        await run.defer(clean_up)
+        await run.tool(pay, to="a")
+        return "paid"
+
+    handle = await office.app.submit(pays())
+    await until(lambda: office.told("step.started", lambda fields: fields["key"] == "#defer/clean_up"))
+    assert await handle.cancel() == Status.CANCELLING
+    await until(lambda: not office.worker.held[handle.id].poked)
+    cancelled.set()
+    with pytest.raises(RunCancelled):
+        await handle.result(10)
     assert account.standing() == []
 
 
@@ -1061,6 +1283,99 @@ async def test_an_undo_that_does_not_succeed_is_listed_and_the_others_are_done(
     assert office.told("run.warning", lambda fields: "needs attention" in fields["message"])
 
 
+@pytest.mark.parametrize("how", ["cancelled", "cancels its task", "exits", "exits in a thread"])
+async def test_an_undo_that_ends_in_any_way_does_not_keep_the_others_from_being_done(
+    office: Office, how: str
+) -> None:
+    undone: list[str] = []
+
+    async def undo(call: Call, result: str) -> None:
+        undone.append(result)
+        if result != "b":
+            return
+        if how == "exits":
+            raise SystemExit(3)
+        if how == "cancels its task":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    def exits(call: Call, result: str) -> None:
+        undone.append(result)
+        if result == "b":
+            raise SystemExit(3)
+
+    @tool(undo=exits if "thread" in how else undo)
+    async def sell(what: str) -> str:
+        return what
+
+    @job
+    async def sells(run: Run) -> None:
+        for what in "abc":
+            await run.tool(sell, what=what)
+        raise ValueError("no good")
+
+    handle = await office.app.submit(sells())
+    with pytest.raises(RunFailed, match="no good"):
+        await handle.result(10)
+    assert undone == ["c", "b", "a"]
+    assert (await office.app.get(handle.id)).attention == 1
+
+
+async def test_what_was_deferred_and_cancels_its_own_task_does_not_keep_the_rest_from_being_done(
+    office: Office,
+) -> None:
+    done: list[str] = []
+
+    async def cancels(name: str) -> None:
+        done.append(name)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    @job
+    async def defers(run: Run) -> str:
+        await run.defer(cancels, "first")
+        await run.defer(cancels, "last")
+        return "fine"
+
+    assert await (await office.app.submit(defers())).result(10) == "fine"
+    assert done == ["last", "first"]
+
+
+async def test_what_a_probe_finds_that_cannot_be_stored_is_undone_like_the_rest(office: Office) -> None:
+    undone: list[Any] = []
+
+    async def undo(call: Call, result: Any) -> None:
+        undone.append((call.arguments["what"], result))
+
+    async def find(call: Call) -> object:
+        return object()
+
+    @tool(undo=undo, probe=find, timeout=SOON)
+    async def sell(what: str) -> str:
+        if what == "b":
+            raise Unknown("no reply")
+        return what
+
+    @job
+    async def sells(run: Run) -> None:
+        for what in "ab":
+            await run.tool(sell, what=what)
+
+    handle = await office.app.submit(sells())
+    await office.parked(handle.id)
+    await handle.cancel()
+    await office.pass_time(LEASE_SECONDS + 10)
+    with pytest.raises(RunCancelled):
+        await handle.result(10)
+    assert undone == [("b", None), ("a", "a")]
+    assert (await office.app.get(handle.id)).attention == 0
+
+
 async def module_undo(call: Call, result: int) -> None:
     await reverse(call.arguments["url"], call.arguments["to"])
 
@@ -1108,6 +1423,77 @@ async def test_undo_is_found_again_by_a_worker_that_did_not_do_it(
             assert record.status == (Status.CANCELLED if end == "cancel" else Status.FAILED)
             assert (await app.get(record.id)).attention == 0
     assert [h.reference for h in account.all("reversed")] == ["c", "b", "a"]
+
+
+def shop(name: str, sold: list[str]) -> Tool[..., Any]:
+    """A tool `sell` whose undo is called like that of every other shop."""
+
+    async def back(call: Call, result: str) -> None:
+        sold.append(f"{name} back")
+
+    @tool(undo=back)
+    async def sell() -> str:
+        sold.append(name)
+        return name
+
+    return sell
+
+
+async def cancelled_elsewhere(url: str, body: Body) -> str:
+    """A run that one app brought to its first question, and another cancelled."""
+    async with Dayjob(url, jobs=[Job(body, "shops", "v1")]) as app:
+        handle = await app.submit(app.jobs["shops"]())
+        await until(lambda: app.actions(handle.id))
+    async with Dayjob(url, jobs=[Job(body, "shops", "v1")]) as app:
+        await app.cancel(handle.id)
+        await app.until_settled(handle.id, 10)
+        return handle.id
+
+
+async def test_a_cancelled_run_is_undone_by_what_its_steps_were_given(url: str) -> None:
+    sold: list[str] = []
+    one, other = shop("one", sold), shop("other", sold)
+
+    async def back(what: str, call: Call, result: str) -> None:
+        sold.append(f"{what} back")
+
+    async def sells(run: Run) -> None:
+        await run.tool(one)
+        await run.tool(other)
+        await run.step(str, undo=partial(back, "step"))
+        await run.ask("go on?")
+
+    await cancelled_elsewhere(url, sells)
+    assert sold == ["one", "other", "step back", "other back", "one back"]
+
+
+@pytest.mark.parametrize("names", ["alike", "of two modules", "twice the same"])
+async def test_an_undo_found_by_name_is_called_only_if_no_other_could_be_meant(url: str, names: str) -> None:
+    """What a finished scope did is not walked again, so that its undos are found by name."""
+    sold: list[str] = []
+    one, other = shop("one", sold), shop("one" if names == "twice the same" else "other", sold)
+    if names == "of two modules":
+        for each in (other.fn, other.undo):
+            each.__module__ = "elsewhere"  # type: ignore[union-attr]
+
+    async def both(run: Run) -> None:
+        await run.tool(one)
+        await run.tool(other)
+
+    async def sells(run: Run) -> None:
+        await run.step(both)
+        await run.ask("go on?")
+
+    run = await cancelled_elsewhere(url, sells)
+    async with Dayjob(url, worker=False) as app:
+        attention = await app.attention(run)
+    if names == "alike":
+        assert sold == ["one", "other"]
+        assert len(attention) == 2
+        assert all("more than one function of that name" in why for why in attention.values())
+    else:
+        assert sold[2:] == [f"{name} back" for name in reversed(sold[:2])]
+        assert not attention
 
 
 async def test_a_run_that_expires_is_undone(office: Office, account: Account) -> None:
@@ -1215,6 +1601,92 @@ async def test_what_was_rolled_back_is_not_undone_again_when_the_run_fails(
     with pytest.raises(RunFailed, match="no good"):
         await (await office.app.submit(pays())).result(10)
     assert [h.reference for h in account.all("asked back")] == ["c", "b", "a"]
+
+
+async def test_a_run_that_took_something_back_by_itself_may_be_resumed(
+    office: Office, account: Account
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+    ready: list[bool] = []
+
+    def check() -> None:
+        if not ready:
+            raise ValueError("not yet")
+
+    @job
+    async def pays(run: Run) -> str:
+        await run.step(str, "begin", name="begin")
+        await run.tool(pay, to="a")
+        await run.rollback(to="begin")
+        await run.step(check)
+        return "done"
+
+    handle = await office.app.submit(pays())
+    with pytest.raises(RunFailed, match="not yet"):
+        await handle.result(10)
+    ready.append(True)
+    assert await (await office.app.resume(handle.id)).result(10) == "done"
+    assert [account.count("asked", "a"), account.count("asked back", "a")] == [1, 1]
+
+
+@pytest.mark.parametrize("how", ["fine", "fails"])
+async def test_what_a_child_took_back_itself_is_not_undone_again_by_its_parent(
+    office: Office, account: Account, how: str
+) -> None:
+    async def take_back(call: Call, result: int) -> None:
+        await reverse(account.url, call.arguments["to"])
+        if how == "fails":
+            raise ValueError("the line is bad")
+
+    pay = paying(account, undo=take_back)
+
+    @job
+    async def inner(run: Run) -> None:
+        await run.step(str, "begin")
+        await run.tool(pay, to="a")
+        with contextlib.suppress(StepError):
+            await run.rollback(to="str")
+
+    @job
+    async def middle(run: Run) -> None:
+        await (await run.start(inner())).result()
+
+    @job
+    async def outer(run: Run) -> None:
+        await (await run.start(middle())).result()
+        raise ValueError("no good")
+
+    handle = await office.app.submit(outer())
+    with pytest.raises(RunFailed, match="no good"):
+        await handle.result(10)
+    assert account.count("asked back", "a") == 1
+    assert (await office.app.get(handle.id)).attention == (how == "fails")
+    assert all("tried to undo it" in why for why in (await office.app.attention(handle.id)).values())
+
+
+@pytest.mark.parametrize("last", ["completes", "fails"])
+async def test_all_that_a_child_did_is_undone_though_it_continued_as_another_run(
+    office: Office, account: Account, last: str
+) -> None:
+    pay = paying(account, undo=taking_back(account))
+
+    @job
+    async def endless(run: Run, left: int) -> None:
+        await run.tool(pay, to=f"n{left}")
+        if left:
+            await run.continue_as(endless(left=left - 1))
+        if last == "fails":
+            raise ValueError("the end")
+
+    @job
+    async def outer(run: Run) -> None:
+        await run.tool(pay, to="a")
+        await (await run.start(endless(left=2))).result()
+        raise ValueError("no good")
+
+    with pytest.raises(RunFailed):
+        await (await office.app.submit(outer())).result(10)
+    assert [h.reference for h in account.all("asked back")] == ["n0", "n1", "n2", "a"]
 
 
 # --- the code has changed -----------------------------------------------------------------------------------------
@@ -1379,6 +1851,87 @@ async def test_secrets_reach_the_tool_and_nothing_else(
     for secret in ("arg-secret-0815", "env-secret-4711"):
         assert secret.encode() not in stored
         assert not [line for line in shown if secret in line]
+
+
+class Login(BaseModel):
+    password: SecretStr
+
+
+async def test_secrets_that_do_not_fit_or_are_nested_are_kept_nowhere(tmp_path: Path) -> None:
+    @tool
+    async def long(pin: Annotated[SecretStr, Field(min_length=30)]) -> None:
+        raise AssertionError("it was called")
+
+    @tool
+    async def nested(logins: list[Login]) -> None:
+        raise ValueError(f"refused {logins[0].password.get_secret_value()}")
+
+    @tool(effect="read")
+    async def binary(pin: SecretBytes) -> None:
+        raise ValueError(f"refused {pin.get_secret_value().decode()}")
+
+    @job
+    async def tries(run: Run) -> list:
+        told = []
+        for each, arguments in (
+            (long, {"pin": "of-no-fit"}),
+            (long, {"pin": "tiny"}),
+            (nested, {"logins": [{"password": "of-a-model"}]}),
+            (nested, {"logins": [{"password": "of-other-model"}, "of-a-text"]}),
+            (binary, {"pin": "of-some-bytes"}),
+        ):
+            try:
+                await run.tool(each, **arguments)
+            except StepError as error:
+                told.append(str(error))
+        return told
+
+    async with Dayjob(f"sqlite:///{tmp_path / 'secrets.db'}") as app:
+        told = await (await app.submit(tries())).result(10)
+    assert [each.partition(":")[0] for each in told] == [
+        "InvalidArguments", "InvalidArguments", "ValueError", "InvalidArguments", "ValueError"
+    ]  # fmt: skip
+    stored = bytes_in(tmp_path)
+    for secret in (b"of-no-fit", b'"tiny"', b"of-a-model", b"of-other-model", b"of-a-text", b"of-some-bytes"):
+        assert secret not in stored
+
+
+async def test_a_secret_in_the_reason_for_an_answer_is_kept_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, account: Account
+) -> None:
+    monkeypatch.setenv("THE_BANKS_TOKEN", "env-secret-4711")
+    pay = paying(account, approve=True)
+
+    @job
+    async def pays(run: Run) -> None:
+        await run.tool(pay, to="a")
+
+    async with Dayjob(f"sqlite:///{tmp_path / 'secrets.db'}") as app:
+        handle = await app.submit(pays())
+        (asked,) = await until(lambda: app.actions(handle.id))
+        await app.reject(handle.id, asked.id, reason="it leaks env-secret-4711", by="Ann, env-secret-4711")
+        with pytest.raises(RunFailed, match=r"refused it: it leaks \[redacted\]"):
+            await handle.result(10)
+        (row,) = await rows_of(app, handle.id, "#approve")
+    assert (row.answer_reason, row.answered_by) == ("it leaks [redacted]", "Ann, [redacted]")
+    assert b"env-secret-4711" not in bytes_in(tmp_path)
+
+
+async def test_the_secret_of_one_run_is_an_ordinary_word_in_another(office: Office) -> None:
+    @tool(effect="read")
+    async def log_in(pin: SecretStr) -> str:
+        return f"{pin.get_secret_value()} is right"
+
+    @job
+    async def logs_in(run: Run) -> str:
+        return await run.tool(log_in, pin="amount")
+
+    @job
+    async def counts(run: Run) -> dict:
+        return await run.step(dict, [["amount", "amount"]])
+
+    assert await (await office.app.submit(logs_in())).result(10) == "[redacted] is right"
+    assert await (await office.app.submit(counts())).result(10) == {"amount": "amount"}
 
 
 async def test_time_is_not_spent_waiting_for_a_probe_before_the_undo(

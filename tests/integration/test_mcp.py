@@ -166,6 +166,20 @@ class TestLostCalls:
             with pytest.raises(Unknown, match="ended before it could answer die"):
                 await by_name(tools)["die"]()
 
+    async def test_a_write_is_unknown_when_the_server_has_trouble_of_its_own(self) -> None:
+        async with shop() as tools:
+            answer_with = by_name(tools)["answer_with"]
+            for code in (-32603, -32000, -32050, -32099):
+                with pytest.raises(Unknown, match="answer_with: upstream 502 after the payment was posted"):
+                    await answer_with(code=code)
+            for code in (-32700, -32600, -32601, -32602, -31999, -32100, 7):
+                with pytest.raises(StepError, match="upstream 502") as caught:
+                    await answer_with(code=code)
+                assert caught.value.type == "McpToolFailed"
+        async with shop(effects={"answer_with": "read"}) as tools:
+            with pytest.raises(StepError, match="upstream 502"):
+                await by_name(tools)["answer_with"](code=-32603)
+
     async def test_a_read_may_be_tried_again(self) -> None:
         async with shop() as tools:
             with pytest.raises(StepError, match=r"ended before it could answer stop\.now") as caught:
@@ -231,6 +245,16 @@ class TestEnd:
         await server.close()
         assert not is_there(pid)
         await server.close()
+
+    async def test_close_does_not_wait_for_a_server_that_does_not_begin(self, tmp_path: Path) -> None:
+        server = shop(tmp_path / "starts", "silent")
+        waiting = asyncio.create_task(server.tools())
+        (pid,) = await until(lambda: started(tmp_path / "starts"), what="the server is there")
+        async with asyncio.timeout(30):  # of the sixty that it may take to begin
+            await server.close()
+        with pytest.raises(StepError, match="ended before it could begin"):
+            await waiting
+        assert not is_there(pid)
 
     def test_the_end_of_the_event_loop_ends_the_process_and_the_next_loop_has_its_own(
         self, tmp_path: Path

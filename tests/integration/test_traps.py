@@ -22,7 +22,7 @@ from dayjob.errors import UnknownAction
 from dayjob.execution import Execution
 from dayjob.runs import Outcome, RunRecord
 from dayjob.stores import Entry, Wanted, open_store
-from dayjob.testing import Clock
+from dayjob.testing import Clock, CrashLab
 from tests.failing_stores import Around, Failing
 from tests.until import is_finished, turns, until
 
@@ -492,6 +492,14 @@ async def test_a_closed_app_leaves_no_task_thread_or_file_behind(url: str) -> No
     assert (len(asyncio.all_tasks()), open_files()) == before
     assert {t.name for t in threading.enumerate() if t.name.startswith("dayjob")} <= threads
     assert not [t.name for t in threading.enumerate() if t.name.startswith("dayjob")]
+
+
+async def test_a_lab_that_is_given_up_leaves_no_worker_behind() -> None:
+    with pytest.raises(TimeoutError):
+        async with CrashLab() as lab, asyncio.timeout(0.3):
+            await lab.run(interview(questions=1))
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("dayjob")]
+    assert len(asyncio.all_tasks()) == 1
 
 
 async def _is_parked(app: Dayjob, run: str) -> bool:

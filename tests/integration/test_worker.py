@@ -14,6 +14,7 @@ import pytest
 from dayjob import Dayjob, Run, RunFailed, Status, job
 from dayjob.cli.files import load
 from dayjob.errors import StoreLocked
+from dayjob.jobs import Job
 from dayjob.stores import Store, Wanted, open_store
 from dayjob.testing import Clock
 from dayjob.worker import MAX_ATTEMPTS
@@ -439,3 +440,57 @@ async def test_who_waits_for_a_run_that_ends_elsewhere_outlasts_a_failing_store(
         async with working.worker():
             assert await result == "Ann"
     await store.store.close()
+
+
+async def test_a_clock_that_jumps_ahead_loses_no_run(url: str) -> None:
+    clock = Clock()
+    gate = asyncio.Event()
+
+    async def held_up() -> str:
+        await gate.wait()
+        return "held up"
+
+    @job
+    async def sleeper(run: Run) -> str:
+        await run.sleep(3600)
+        return await run.step(held_up)
+
+    async with Dayjob(url, worker=False, clock=clock) as app, app.worker(beat_seconds=0.05):
+        asleep, busy = await app.submit(sleeper()), await app.submit(holds(gate)())
+        await until(lambda: _is(app, asleep.id, Status.WAITING))
+        clock.advance(7200)
+        gate.set()
+        assert await asleep.result(20) == "held up"
+        assert await busy.result(20) == "through"
+
+
+async def test_a_clock_that_is_set_back_wakes_nobody_early(url: str) -> None:
+    clock = Clock()
+
+    @job
+    async def sleeper(run: Run) -> float:
+        await run.sleep(60)
+        return await run.now()
+
+    async with Dayjob(url, worker=False, clock=clock) as app, app.worker(beat_seconds=0.05):
+        began = clock()
+        handle = await app.submit(sleeper())
+        await until(lambda: _is(app, handle.id, Status.WAITING))
+        clock.advance(-3600)
+        await app.store.sweep(3)
+        assert await handle.status() == Status.WAITING
+        clock.advance(3661)
+        assert await handle.result(20) >= began + 60
+
+
+def holds(gate: asyncio.Event) -> Job:
+    @job
+    async def waits(run: Run) -> str:
+        await gate.wait()
+        return await run.step(lambda: "through", name="through")
+
+    return waits
+
+
+async def _is(app: Dayjob, run: str, status: Status) -> bool:
+    return (await app.get(run)).status == status

@@ -75,3 +75,17 @@ def test_what_is_no_object_of_json_is_refused_shortly(arguments: Any) -> None:
     with pytest.raises(InputError, match=r"^look: (Invalid JSON|should be an object)") as caught:
         look(place={}).validate(arguments)
     assert len(str(caught.value)) < 400
+
+
+def test_what_is_given_for_a_password_is_not_told_when_it_does_not_fit() -> None:
+    tool = look(place={"type": "string", "format": "password", "minLength": 30})
+    for given in ({"place": "hunter22"}, {"place": ["hunter22"]}, {"plaice": "hunter22"}):
+        with pytest.raises(InputError) as caught:
+            tool.validate(given)
+        assert str(caught.value).startswith("look")
+        assert "hunter22" not in str(caught.value)
+
+
+def test_a_schema_that_is_nonsense_holds_no_secrets() -> None:
+    for nonsense in ({"properties": 3}, {"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": []}):
+        assert McpTool(answer, "look", "read", parameters=nonsense).secret_arguments == frozenset()

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import jsonschema
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr
 
 import dayjob
 from dayjob.errors import InputError, NotDone
@@ -592,3 +592,50 @@ def test_decorating_imports_no_library() -> None:
         "print({'pydantic', 'docstring_parser', 'typing_extensions'} & sys.modules.keys())"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
+
+
+class Login(BaseModel):
+    user: str
+    password: SecretStr
+    others: list[Login] = []
+
+
+@tool(effect="read")
+async def log_in(
+    pin: Annotated[SecretStr, Field(min_length=30)],
+    login: Login | None = None,
+    more: list[SecretBytes] = [],  # noqa: B006
+    times: int = 1,
+) -> None: ...
+
+
+def test_arguments_that_are_secret_or_hold_one_are_known() -> None:
+    assert log_in.secret_arguments == {"pin", "login", "more"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"pin": "hunter22"}, "log_in.pin: Value should have at least 30 items"),
+        ({"pin": ["hunter22"]}, "log_in.pin: should be a valid string"),
+        ({"login": "hunter22"}, "log_in.login: should be an object"),
+        ({"login": {"user": 1, "password": "hunter22"}}, "log_in.login.user: should be a valid string"),
+        (
+            {"login": {"user": "a", "password": {"it": "hunter22"}}},
+            "log_in.login.password: should be a valid",
+        ),
+        ({"login": {"user": "a", "password": "x", "others": ["hunter22"]}}, "log_in.login.others.0: should"),
+        ({"more": "hunter22"}, "log_in.more: should be a valid list"),
+        ('{"pin": "hunter22"', "log_in: Invalid JSON"),
+        ('["hunter22"]', "log_in: should be"),
+        ({"times": "often"}, "log_in.times: should be a valid integer"),
+    ],
+)
+def test_what_is_given_for_a_secret_is_not_told_when_it_does_not_fit(given: Any, told: str) -> None:
+    if isinstance(given, dict):
+        given = {"pin": "x" * 30, **given}
+    with pytest.raises(InputError) as caught:
+        log_in.validate(given)
+    assert str(caught.value).startswith(told)
+    assert "hunter22" not in str(caught.value)
+    assert ("often" in str(caught.value)) == ("times" in told)

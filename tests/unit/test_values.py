@@ -14,7 +14,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, Secret, SecretBytes, SecretStr
 
 from dayjob.errors import InputError, NotJSON, ValueTooLarge
 from dayjob.values import (
@@ -27,6 +27,7 @@ from dayjob.values import (
     digest,
     encode,
     schema_of,
+    secrets_in,
 )
 
 
@@ -360,3 +361,43 @@ def test_a_signature_without_annotations_takes_any_json() -> None:
 def test_digest_has_16_bytes_and_tells_values_apart() -> None:
     assert len(digest(b"a")) == 16
     assert digest(b"a") != digest(b"b")
+
+
+def test_what_a_run_was_given_is_a_secret_of_that_run_alone() -> None:
+    everyone = Redactor(["of-everyone"])
+    one, other = everyone.for_run(), everyone.for_run()
+    one.learn(["amount", "hunter22"])
+    data = b'"amount of hunter22 of-everyone"'
+    assert one(data) == b'"[redacted] of [redacted] [redacted]"'
+    assert other(data) == everyone(data) == b'"amount of hunter22 [redacted]"'
+    assert one.text("hunter22") == "[redacted]"
+
+
+def test_what_a_run_was_given_stays_where_it_is_a_key() -> None:
+    redact = Redactor(["of-everyone"]).for_run()
+    redact.learn(["amount"])
+    assert redact(b'{"amount":"amount","of-everyone":1}') == b'{"amount":"[redacted]","[redacted]":1}'
+
+
+def test_secrets_are_found_wherever_they_are_nested() -> None:
+    class Login(BaseModel, extra="allow"):
+        password: SecretStr
+        earlier: list[SecretBytes] = []
+
+    @dataclass(slots=True)
+    class Account:
+        login: Login
+        pins: tuple[SecretStr, ...] = ()
+        code: Secret[int] | None = None
+
+    extra: Any = {"token": SecretStr("of-an-extra")}
+    login = Login(password=SecretStr("of-a-model"), earlier=[SecretBytes(b"of-bytes")], **extra)
+    account = Account(login, (SecretStr("of-a-tuple"),), Secret(123456))
+    found = secrets_in({"accounts": [account, account], "name": "no secret", "login": Login})
+    assert sorted(found) == ["123456", "of-a-model", "of-a-tuple", "of-an-extra", "of-bytes"]
+
+
+def test_what_holds_itself_holds_its_secrets_once() -> None:
+    value: list[Any] = [SecretStr("of-a-list")]
+    value.append(value)
+    assert secrets_in(value) == ["of-a-list"]

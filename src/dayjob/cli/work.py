@@ -34,6 +34,7 @@ from dayjob.cli.printing import (
 )
 from dayjob.errors import DayjobError, InputError, StoreFull, StoreLocked, StoreUnavailable, WrongStatus
 from dayjob.jobs import Job
+from dayjob.keys import was_unwound
 from dayjob.runs import Action, Kind, RunRecord, Status
 from dayjob.stores import WorkerRecord, store_exists
 
@@ -133,7 +134,10 @@ class Work:
             err.print(Text.assemble("stopped; it goes on with:  ", (again, "bold")), soft_wrap=True)
         elif record.status == Status.FAILED:
             console.print(Text.assemble("look at it:  ", line_to_type("show", record.id, store=self.store)))
-            console.print(Text.assemble("go on from the failed step:  ", again))
+            if was_unwound(steps):
+                console.print("what it did was undone; it can be started anew, and not resumed")
+            else:
+                console.print(Text.assemble("go on from the failed step:  ", again))
         elif record.status.is_parked:
             for text in how_to_answer(await waits_of(app, record), self.store):
                 console.print(text, soft_wrap=True)

@@ -175,6 +175,24 @@ class SQLiteReads:
         )
         return await self._read(lambda c: [run_of(row) for row in c.execute(statement, values)])
 
+    async def line(self, child: str) -> list[RunRecord]:
+        """A child run, and before it those that it continues, the latest first; without their input."""
+
+        def query(connection: sqlite3.Connection) -> list[RunRecord]:
+            same_step = connection.execute(
+                f"SELECT {RUN_FIELDS} FROM runs WHERE parent = (SELECT parent FROM runs WHERE id = ?1) "
+                "AND parent_key = (SELECT parent_key FROM runs WHERE id = ?1)",
+                (child,),
+            )
+            runs = [run_of(row) for row in same_step]
+            by_next = {run.next_run: run for run in runs if run.next_run is not None}
+            found = [run for run in runs if run.id == child]
+            while found and found[-1].id in by_next:
+                found.append(by_next[found[-1].id])
+            return found
+
+        return await self._read(query)
+
     async def ended(self, runs: Sequence[str]) -> list[str]:
         """Those of these runs that are over."""
         return await self._read(
@@ -202,15 +220,15 @@ class SQLiteReads:
         )
 
     async def effects(self, run: str) -> list[StepRecord]:
-        """What a run did to the world, undos aside: calls with a key, and children that completed."""
+        """What a run did to the world, and what it took back: calls with a key, undos, and children."""
         return await self._read(
             lambda c: [
                 step_of(row)
                 for row in c.execute(
-                    f"SELECT {STEP_FIELDS} FROM steps WHERE run = ? AND (call_key IS NOT NULL OR (kind = 'run' AND "
-                    "EXISTS (SELECT 1 FROM runs WHERE id = steps.child AND status = 'completed'))) "
-                    "AND scope <> '#undo' ORDER BY seq IS NULL, seq, started, attempt",
-                    (run,),
+                    f"SELECT {STEP_FIELDS} FROM steps WHERE home = (SELECT home FROM runs WHERE id = :run) "
+                    "AND run = :run AND (call_key IS NOT NULL OR kind = 'run') "
+                    "ORDER BY seq IS NULL, seq, started, attempt",
+                    {"run": run},
                 )
             ]
         )
@@ -412,7 +430,7 @@ def _load_journal(connection: sqlite3.Connection, loaded: Loaded, home: str, run
         step_of(row)
         for row in connection.execute(
             f"SELECT {STEP_FIELDS} FROM steps WHERE home = ? AND run = ? AND call_key IS NOT NULL "
-            "ORDER BY started, attempt",
+            "ORDER BY rowid",
             (home, run),
         )
     ]

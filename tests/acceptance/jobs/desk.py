@@ -6,7 +6,7 @@ from datetime import date
 
 from pydantic import BaseModel
 
-from dayjob import Run, job
+from dayjob import Call, Run, job
 
 
 class Person(BaseModel):
@@ -27,6 +27,9 @@ def no_luck() -> int:
     raise ValueError("no luck today")
 
 
+def forget(call: Call, result: int) -> None: ...
+
+
 @job
 async def echo(
     run: Run, n: int, person: Person | None = None, tags: list[str] | None = None, day: date | None = None,
@@ -42,6 +45,12 @@ async def echo(
 @job
 async def fails(run: Run) -> int:
     await run.step(double, 3)
+    return await run.step(no_luck)
+
+
+@job
+async def regrets(run: Run) -> int:
+    await run.step(double, 3, undo=forget)
     return await run.step(no_luck)
 
 
