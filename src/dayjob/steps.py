@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import orjson
@@ -60,6 +61,7 @@ class Keeper(Protocol):
     def valid(self, now: float) -> bool: ...
     async def ready(self, scope: Scope) -> None: ...
     def poke(self) -> None: ...
+    async def look(self) -> None: ...
     def fatal(self, reason: str) -> None: ...
     def warn(self, step: str, message: str) -> None: ...
     def model_named(self, model: str | Model | None) -> Model: ...
@@ -300,6 +302,7 @@ class Steps:
         journal = self.journal
         if row is not None and row.outcome is not None:
             return await self.replay(row, declared)
+        at_once = kind == Kind.EVENT and deadline is not None and deadline.seconds == 0
         if row is None:
             await self.live()
             started = journal.clock()
@@ -311,11 +314,16 @@ class Steps:
             if deadline is not None and kind in (Kind.ASK, Kind.TOOL):
                 row.warn_at = started + deadline.seconds - deadline.warn_seconds
             journal.open[key] = row
-            journal.put((row,))
-            if self.keeper.events.active:
+            # A copy: its answer may come before the writer does, and must not be written without what it consumed.
+            journal.put((copy(row),))
+            if self.keeper.events.active and not at_once:
                 self.keeper.events.emit(
                     "step.opened", run=self.id, key=key, name=name, kind=kind, due=row.due
                 )
+        if at_once:
+            await self.keeper.look()
+            if self.scope.closed:
+                await never()
         answer = await self.answered(row)
         item = None
         if kind == Kind.EVENT and answer is not DUE:

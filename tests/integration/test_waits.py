@@ -11,7 +11,8 @@ import pytest
 from dayjob import Dayjob, InputError, Run, RunCancelled, RunExpired, RunFailed, StepError, job
 from dayjob.errors import ThreadBusy, UnknownAction, WrongStatus
 from dayjob.runs import Kind, Outcome, Status
-from dayjob.testing import Clock, CrashLab, Death, Moment, Scripted
+from dayjob.stores import Entry
+from dayjob.testing import Clock, CrashLab, Death, Moment, MortalStore, Scripted
 from dayjob.worker import MAX_ATTEMPTS, Worker
 from tests.ledger import after_death, everywhere, executed, fail, work
 from tests.until import until
@@ -189,6 +190,70 @@ async def test_an_event_that_does_not_come_in_time_is_an_error_that_can_be_caugh
     await office.parked(handle.id)
     await office.pass_time(31)
     assert await handle.result(10) == "Timeout"
+
+
+async def test_an_event_with_a_timeout_of_0_gives_what_was_sent_before_and_waits_for_nothing(
+    url: str,
+) -> None:
+    app = Dayjob(url)
+
+    @job
+    async def looks(run: Run) -> list:
+        none = await run.event("order", timeout=0, default="nothing yet")
+
+        async def send() -> None:
+            await app.send(run.id, "order", "one")
+
+        await run.step(send)
+        return [none, *[await run.event("order", timeout=0, default="no more") for _ in range(2)]]
+
+    async with app:
+        handle = await app.submit(looks())
+        assert await handle.result(10) == ["nothing yet", "one", "no more"]
+
+
+async def test_what_an_event_with_a_timeout_of_0_gave_stands_whatever_dies(lab: CrashLab) -> None:
+    seen: list[str] = []
+
+    @job
+    async def looks(run: Run) -> list:
+        first = await run.event("order", timeout=0, default="none")
+        await run.ask("Was it sent?")
+        return [first, await run.event("order", timeout=0, default="none")]
+
+    async def outside(app: Dayjob, run: str) -> bool:
+        for action in await app.actions(run):
+            if run not in seen:
+                seen.append(run)
+                await app.send(run, "order", "one")
+            await app.answer(run, action.id, "yes")
+            return True
+        return False
+
+    async for ended in lab.at_every_write(looks(), outside=outside):
+        assert ended.output == ["none", "one"], ended.death
+
+
+async def test_a_wait_is_written_as_open_even_if_its_answer_is_there_before_the_writer(lab: CrashLab) -> None:
+    """Else a crash between the two writes would leave the answer in the journal, and in the inbox too."""
+
+    class Keeping(MortalStore):
+        def put(self, entry: Entry) -> None:
+            entries.append(entry)
+            super().put(entry)
+
+    @job
+    async def receives_one(run: Run) -> str:
+        return await run.event("order")
+
+    entries: list[Entry] = []
+    async with Dayjob(Keeping(lab.store), worker=False) as app:
+        handle = await app.submit(receives_one())
+        await app.send(handle.id, "order", "one")
+        async with app.worker():
+            assert await handle.result(10) == "one"
+    assert [row.outcome for entry in entries for row in entry.insert] == [None]
+    assert [entry.consumed is not None for entry in entries if entry.update] == [True]
 
 
 # --- time and memory ------------------------------------------------------------------------------------
