@@ -1,10 +1,41 @@
 """The six patterns, one file and one plain function each: read one, call it, or copy it and change it.
 
     chain         each step feeds the next
+    route         a classifier in front of handlers
+    fan_out       parts side by side, or votes
+    orchestrate   a plan, workers, a synthesis
+    refine        made, judged, made better
     agent         a model acts with tools until it is done
 
 All that they do is call `run`: whatever they do is journaled, resumed after a crash, cancelled, limited
 and traced like any other step.
 """
 
-__all__: list[str] = []
+from dayjob.collection import Err, Ok
+from dayjob.patterns.fan_out import fan_out, majority
+from dayjob.patterns.orchestrate import orchestrate
+from dayjob.patterns.refine import Adjust, Brief, Constraint, Refined, Verdict, refine
+from dayjob.patterns.route import route
+from dayjob.plans import Add, Assignment, Drop, Reassign, Reorder, Split, Task
+
+__all__ = [
+    "Add",
+    "Adjust",
+    "Assignment",
+    "Brief",
+    "Constraint",
+    "Drop",
+    "Err",
+    "Ok",
+    "Reassign",
+    "Refined",
+    "Reorder",
+    "Split",
+    "Task",
+    "Verdict",
+    "fan_out",
+    "majority",
+    "orchestrate",
+    "refine",
+    "route",
+]
