@@ -12,6 +12,8 @@ DAYJOB = Path(sys.executable).with_name("dayjob")
 TIMEOUT_SECONDS = 600
 COMMANDS = {
     "digest.py": [DAYJOB, "run", HERE / "digest.py:digest", "--model", "local:"],
+    "chain.py": [DAYJOB, "run", HERE / "chain.py:permissions", "--model", "local:"],
+    "agent.py": [DAYJOB, "run", HERE / "agent.py:librarian", "--model", "local:"],
     "demo.py": [sys.executable, HERE / "demo.py", "--model", "local:"],
 }
 

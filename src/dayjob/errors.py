@@ -10,6 +10,7 @@ DayjobError
 ├── WrongStatus           the run's status does not allow that
 ├── NotJSON               a value cannot be stored as JSON
 ├── ValueTooLarge         a value is over the limit
+├── WindowTooSmall        not even the last message fits the model's window
 ├── StepError             a step failed; what a job catches
 ├── NotDone               a tool says: it certainly did not happen
 ├── Unknown               a tool says: it may have happened
@@ -91,6 +92,10 @@ class NotJSON(DayjobError):
 
 class ValueTooLarge(DayjobError):
     """A value is over the limit of 8 MB. Keep it in a file or a bucket, and return where it is."""
+
+
+class WindowTooSmall(DayjobError):
+    """Not even the last message fits the model's window. Use a larger one, or shorter tool results."""
 
 
 class StepError(DayjobError):

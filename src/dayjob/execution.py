@@ -662,6 +662,11 @@ class Execution:
 
     # --- answers -------------------------------------------------------------------------------
 
+    async def look(self) -> None:
+        """Takes in what was sent until now, without waiting to be told of it."""
+        if not self.ending:
+            await self._refresh()
+
     async def _refresh(self) -> Loaded | None:
         """Reads what happened outside, and hands it on."""
         try:

@@ -264,13 +264,16 @@ class Run(Steps):
         input = {"question": question, "schema": schema}
         return await self.wait(name, Kind.ASK, input, deadline, returns, default)
 
-    async def event(self, name: str, returns: Any = Any, timeout: float | None = None) -> Any:
+    async def event(
+        self, name: str, returns: Any = Any, timeout: float | None = None, default: Any = MISSING
+    ) -> Any:
         """Waits for a value sent by another system under this name, before or after this call.
 
-        Values sent under one name are received in order, each once. Raises StepError of type Timeout
-        after `timeout` seconds.
+        Values sent under one name are received in order, each once. After `timeout` seconds it is
+        `default`; without one StepError of type Timeout is raised. With a timeout of 0 it does not wait:
+        it gives what was sent before.
         """
-        return await self.wait(name, Kind.EVENT, {"event": name}, _deadline(timeout), returns)
+        return await self.wait(name, Kind.EVENT, {"event": name}, _deadline(timeout), returns, default)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Waits; the run takes no memory meanwhile, and wakes on time whatever happens to its worker."""

@@ -59,6 +59,7 @@ class Keeper(Protocol):
     def valid(self, now: float) -> bool: ...
     async def ready(self, scope: Scope) -> None: ...
     def poke(self) -> None: ...
+    async def look(self) -> None: ...
     def fatal(self, reason: str) -> None: ...
     def warn(self, step: str, message: str) -> None: ...
     def model_named(self, model: str | Model | None) -> Model: ...
@@ -288,6 +289,7 @@ class Steps:
         journal = self.journal
         if row is not None and row.outcome is not None:
             return await self.replay(row, declared)
+        at_once = kind == Kind.EVENT and deadline is not None and deadline.seconds == 0
         if row is None:
             await self.live()
             started = journal.clock()
@@ -300,10 +302,14 @@ class Steps:
                 row.warn_at = started + deadline.seconds - deadline.warn_seconds
             journal.open[key] = row
             journal.put((row,))
-            if self.keeper.events.active:
+            if self.keeper.events.active and not at_once:
                 self.keeper.events.emit(
                     "step.opened", run=self.id, key=key, name=name, kind=kind, due=row.due
                 )
+        if at_once:
+            await self.keeper.look()
+            if self.scope.closed:
+                await never()
         answer = await self.answered(row)
         item = None
         if kind == Kind.EVENT and answer is not DUE:

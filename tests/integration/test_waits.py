@@ -191,6 +191,48 @@ async def test_an_event_that_does_not_come_in_time_is_an_error_that_can_be_caugh
     assert await handle.result(10) == "Timeout"
 
 
+async def test_an_event_with_a_timeout_of_0_gives_what_was_sent_before_and_waits_for_nothing(
+    url: str,
+) -> None:
+    app = Dayjob(url)
+
+    @job
+    async def looks(run: Run) -> list:
+        none = await run.event("order", timeout=0, default="nothing yet")
+
+        async def send() -> None:
+            await app.send(run.id, "order", "one")
+
+        await run.step(send)
+        return [none, *[await run.event("order", timeout=0, default="no more") for _ in range(2)]]
+
+    async with app:
+        handle = await app.submit(looks())
+        assert await handle.result(10) == ["nothing yet", "one", "no more"]
+
+
+async def test_what_an_event_with_a_timeout_of_0_gave_stands_whatever_dies(lab: CrashLab) -> None:
+    seen: list[str] = []
+
+    @job
+    async def looks(run: Run) -> list:
+        first = await run.event("order", timeout=0, default="none")
+        await run.ask("Was it sent?")
+        return [first, await run.event("order", timeout=0, default="none")]
+
+    async def outside(app: Dayjob, run: str) -> bool:
+        for action in await app.actions(run):
+            if run not in seen:
+                seen.append(run)
+                await app.send(run, "order", "one")
+            await app.answer(run, action.id, "yes")
+            return True
+        return False
+
+    async for ended in lab.at_every_write(looks(), outside=outside):
+        assert ended.output == ["none", "one"], ended.death
+
+
 # --- time and memory ------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,10 @@ and traced like any other step.
 """
 
 from dayjob.collection import Err, Ok
+from dayjob.context import auto, last_messages, summarise
+from dayjob.ladder import again, ask_person, rephrase, split, with_model
+from dayjob.patterns.agent import agent
+from dayjob.patterns.chain import chain
 from dayjob.patterns.fan_out import fan_out, majority
 from dayjob.patterns.orchestrate import orchestrate
 from dayjob.patterns.refine import Adjust, Brief, Constraint, Refined, Verdict, refine
@@ -33,9 +37,19 @@ __all__ = [
     "Split",
     "Task",
     "Verdict",
+    "again",
+    "agent",
+    "ask_person",
+    "auto",
+    "chain",
     "fan_out",
+    "last_messages",
     "majority",
     "orchestrate",
     "refine",
+    "rephrase",
     "route",
+    "split",
+    "summarise",
+    "with_model",
 ]

@@ -1,0 +1,194 @@
+"""Which messages of a conversation are sent: those that fit the model's window, newest first. Pure.
+
+A conversation only grows; what is sent of it is a `View`: its head (the system messages and the first
+that follow them), a line that names what was left out, and everything from `start` on. Tool calls are
+never parted from their results. The start stays where it is until the window is full, and then moves
+by a block, so that from turn to turn a provider's cache finds the same beginning.
+
+    view = auto(8000).fit(messages, View())
+    view.of(messages)
+
+Tokens are estimated from the script of the text, and the estimate is corrected by what the provider
+counted. No message is lost by this: a view is only a way to look at a conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any
+
+import orjson
+
+from dayjob.errors import InputError, WindowTooSmall
+from dayjob.models import Message
+
+ROOM_AFTER_A_CUT = 0.6
+"""A full window is cut to this share of it, so that many turns pass until the next cut."""
+MESSAGE_TOKENS = 4
+ATTACHMENT_TOKENS = 1000
+"""A part of a message that is no text, such as an image: a guess until the provider has counted."""
+LATIN_PER_TOKEN = 4
+OTHERS_PER_TOKEN = 2
+_FIRST_WIDE = "\u2e80"
+_SCALES = (0.5, 3.0)
+
+LEFT_OUT = "[Messages {first} to {last} of this conversation are left out here.]"
+SUMMARY = "[Messages {first} to {last} of this conversation are left out here. In short:]\n{summary}"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is sent of a conversation: its head, and the messages from number `start` (from 0) on.
+
+    `summary` stands for what was left out; `scale` is how many real tokens an estimated one turned out to be.
+    """
+
+    start: int = 0
+    summary: str = ""
+    scale: float = 1.0
+
+    def of(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages to send. Calls that were never answered, as a cancelled run leaves them, are not among them."""
+        head = head_of(messages)
+        if self.start <= head:
+            return _whole(messages, 0)
+        return [*messages[:head], self.left_out(messages), *_whole(messages, self.start)]
+
+    def left_out(self, messages: Sequence[Message]) -> Message:
+        """The message in place of those that were left out, which it names by their numbers, counted from 1."""
+        told = SUMMARY if self.summary else LEFT_OUT
+        first, last = self.named(messages)
+        return {"role": "user", "content": told.format(first=first, last=last, summary=self.summary)}
+
+    def named(self, messages: Sequence[Message]) -> tuple[int, int]:
+        """The numbers of the first and the last message that are left out, counted from 1."""
+        return head_of(messages) + 1, self.start
+
+    def counted(self, sent: Sequence[Message], input_tokens: int) -> View:
+        """The same view with its scale corrected by the provider's count of what was sent."""
+        if not input_tokens:
+            return self
+        low, high = _SCALES
+        scale = min(max(input_tokens / max(tokens_in(sent), 1), low), high)
+        return replace(self, scale=round(scale, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How much of a window a view fills, as a share: over 1 the view has to move on.
+
+    With `summarises_by`, a summary is to stand in place of what is left out; whoever can ask a model makes
+    it from `parts` of at most so many characters.
+    """
+
+    fill: Callable[[Sequence[Message], View], float]
+    summarises_by: int = 0
+
+    def parts(self, messages: Sequence[Message], before: View, after: View) -> Iterator[str]:
+        """What `after` leaves out and `before` did not, as texts to be summed up one after the other."""
+        if not self.summarises_by:
+            return
+        left_out = messages[max(before.start, head_of(messages)) : after.start]
+        text = "\n\n".join(_shown(message) for message in left_out)
+        for start in range(0, len(text), self.summarises_by):
+            yield text[start : start + self.summarises_by]
+
+    def fit(self, messages: Sequence[Message], view: View) -> View:
+        """The view, moved on if it no longer fits. Raises WindowTooSmall."""
+        if self.fill(messages, view) <= 1:
+            return view
+        moved = view
+        for start in _cuts(messages, max(view.start, head_of(messages))):
+            moved = replace(view, start=start)
+            if self.fill(messages, moved) <= ROOM_AFTER_A_CUT:
+                return moved
+        if self.fill(messages, moved) > 1:
+            least = len(messages) - max(moved.start, head_of(messages))
+            raise WindowTooSmall(
+                f"the window is too small: even the head of the conversation and the last {least} of its "
+                f"{len(messages)} messages do not fit. Use a larger one, or shorter tool results"
+            )
+        return moved
+
+
+def last_messages(count: int) -> Policy:
+    """The head, and at most the last `count` messages."""
+    _check("last_messages", "count", count)
+    return Policy(lambda messages, view: (len(messages) - max(view.start, head_of(messages))) / count)
+
+
+def auto(tokens: int) -> Policy:
+    """The head, and as many of the last messages as fit into a prompt of so many tokens."""
+    _check("auto", "tokens", tokens)
+    return Policy(lambda messages, view: tokens_in(view.of(messages)) * view.scale / tokens)
+
+
+def summarise(tokens: int) -> Policy:
+    """Like `auto`, with a summary in place of what was left out: one more model call at each cut."""
+    return replace(auto(tokens), summarises_by=2 * tokens)
+
+
+def tokens_in(messages: Sequence[Message]) -> int:
+    """About how many tokens messages are: a token for four Latin letters, two others, or one that is wide."""
+    return sum(MESSAGE_TOKENS + _tokens(message) for message in messages)
+
+
+def head_of(messages: Sequence[Message]) -> int:
+    """How many messages stay in any case: the system messages at the beginning, and the one after them."""
+    first = next((n for n, each in enumerate(messages) if each["role"] != "system"), len(messages))
+    if first < len(messages) and messages[first]["role"] == "user":
+        return first + 1
+    return first
+
+
+def _cuts(messages: Sequence[Message], after: int) -> Iterator[int]:
+    """Where a conversation may be cut, beyond `after`: not before the result of a call."""
+    for number in range(after + 1, len(messages)):
+        if messages[number]["role"] != "tool":
+            yield number
+
+
+def _whole(messages: Sequence[Message], start: int) -> list[Message]:
+    """The messages from `start` on, without calls that lack a result, and results that lack their call."""
+    kept: list[Message] = []
+    for number in range(start, len(messages)):
+        message = messages[number]
+        if message["role"] == "tool":
+            continue
+        calls = message.get("tool_calls") or ()
+        results = (
+            list(takewhile(lambda each: each["role"] == "tool", messages[number + 1 :])) if calls else []
+        )
+        if sorted(call["id"] for call in calls) == sorted(each["tool_call_id"] for each in results):
+            kept += [message, *results]
+    return kept
+
+
+def _shown(message: Message) -> str:
+    calls = message.get("tool_calls")
+    told = orjson.dumps([call["function"] for call in calls]).decode() if calls else ""
+    content = message.get("content") or ""
+    text = content if isinstance(content, str) else orjson.dumps(content).decode()
+    return f"{message['role']}: {text}{told}"
+
+
+def _tokens(message: Message) -> int:
+    content = message.get("content") or ""
+    parts = [{"text": content}] if isinstance(content, str) else content
+    counted = sum(_in_text(part["text"]) if "text" in part else ATTACHMENT_TOKENS for part in parts)
+    calls = message.get("tool_calls")
+    return counted + (_in_text(orjson.dumps(calls).decode()) if calls else 0)
+
+
+def _in_text(text: str) -> int:
+    latin = len(text) if text.isascii() else sum(letter < "\u0250" for letter in text)
+    wide = 0 if latin == len(text) else sum(letter >= _FIRST_WIDE for letter in text)
+    others = len(text) - latin - wide
+    return -(-latin // LATIN_PER_TOKEN) + -(-others // OTHERS_PER_TOKEN) + wide
+
+
+def _check(policy: str, name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{policy}: {name}={value!r}: expected a whole number from 1")

@@ -1,0 +1,60 @@
+"""What is said in a run: its thread, its input, what is sent to it meanwhile, and how much of it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from dayjob.context import Policy, View
+from dayjob.models import Message
+from dayjob.run import Run
+
+MESSAGE = "message"
+"""The name under which a text is sent to a run that listens: `app.send(run_id, "message", text)`."""
+
+SUMMARISE = (
+    "Sum up this part of a conversation in a few sentences: the facts, the decisions, what is still open."
+)
+
+
+async def opened(run: Run, instructions: str, input: str) -> list[Message]:
+    """The conversation at its beginning: instructions, what the thread holds, and the input."""
+    earlier = await run.thread.messages() if run.thread else []
+    opening: list[Message] = [{"role": "user", "content": input}]
+    if earlier[-1:] == opening:  # it stands in the thread already
+        earlier.pop()
+    else:
+        await append(run, opening)
+    return [{"role": "system", "content": instructions}, *earlier, *opening]
+
+
+async def append(run: Run, messages: Iterable[Message]) -> None:
+    """Adds messages to the run's thread, if it has one."""
+    if run.thread:
+        for message in messages:
+            await run.thread.append(message)
+
+
+async def heard_by(run: Run) -> list[Message]:
+    """What was sent to the run since it last listened."""
+    heard: list[Message] = []
+    while (text := await run.event(MESSAGE, returns=str | None, timeout=0, default=None)) is not None:
+        heard.append({"role": "user", "content": text})
+    return heard
+
+
+async def fitted(
+    run: Run, messages: list[Message], view: View, context: Policy | None, options: dict[str, Any]
+) -> View:
+    """The view that fits. What it leaves out is named in a note, and summed up if the policy says so."""
+    moved = view if context is None else context.fit(messages, view)
+    if context is None or moved.start == view.start:
+        return moved
+    summary = view.summary
+    for part in context.parts(messages, view, moved):
+        reply = await run.model(f"{SUMMARISE}\n\n{summary}\n\n{part}", name="summarise", **options)
+        summary = reply.text
+    first = moved.named(messages)[0]
+    await run.note(f"context: messages {first} to {moved.start} are left out", first=first, last=moved.start)
+    return replace(moved, summary=summary)

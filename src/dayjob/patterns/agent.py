@@ -1,0 +1,147 @@
+"""The autonomous agent: a long-running job that plans, acts and observes until a stopping condition.
+
+await agent(run, "You answer billing tickets.", ticket, tools=[find_order, refund])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dayjob.context import Policy, View
+from dayjob.conversation import append, fitted, heard_by, opened
+from dayjob.errors import InputError, StepError
+from dayjob.models import Message
+from dayjob.run import Run
+from dayjob.toolbox import Toolbox, is_loop, outcome_of, refused
+from dayjob.tools import Tool
+
+PLAN = "Before you begin, write a short numbered plan for this task. Do not carry it out yet."
+REVISE = (
+    "Stop for a moment: {why}. Say in a sentence what you learned; then write the plan of what is left anew."
+)
+REFLECT = "Stop for a moment: {why}. Say in a few sentences what you learned, and what you will do next."
+GO_ON = "Now go on."
+NOT_DONE = "That is not the end yet. Go on."
+LOOP = "Not called: the same calls were made again and again. Use what they gave, or try another way."
+
+CUT_OFF = ("length", "content_filter")
+MAX_INVALID_TURNS = 3
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn added to the conversation, what it called, and what came of it.
+
+    `outcome` is "acted", "failed" (no call succeeded), "invalid" (none could be made), "looped",
+    "answered" (and more is wanted), or the reason why it is the last: "done", "length", "content_filter".
+    """
+
+    said: list[Message]
+    view: View
+    outcome: str
+    calls: list[list[str]]
+
+
+async def agent(
+    run: Run,
+    instructions: str,
+    input: str,
+    tools: Iterable[Tool[..., Any] | Callable[..., Any]] = (),
+    *,
+    done: Callable[..., Any] | None = None,
+    plan: bool = False,
+    reflect_every: int | None = None,
+    max_steps: int = 20,
+    context: Policy | None = None,
+    **options: Any,
+) -> str:
+    """What the model says once it calls no more tools and `done(answer)`, if given, says True.
+
+    `done` may also return a text that says what is missing. With `plan` it keeps a plan and revises it when
+    calls fail or repeat and when messages are left out; every `reflect_every` turns it looks back. `context`
+    chooses what fits the window; without one everything is sent. `options` go to `run.model`. A text sent to
+    the run as "message" is heard at the next turn. On a thread the conversation is gone on with, and appended
+    to. Each end leaves a note with its reason; without an answer StepError of type Stopped is raised. What was
+    said last is the run's partial output.
+    """
+    if max_steps < 1 or (reflect_every is not None and reflect_every < 1):
+        raise InputError(f"agent: max_steps={max_steps}, reflect_every={reflect_every}: expected 1 or more")
+    toolbox, turns = Toolbox(tools), list[Turn]()
+    talk = await opened(run, instructions, input)
+
+    async def turn(run: Run) -> Turn:
+        heard = await heard_by(run)
+        before = turns[-1].view if turns else View()
+        view = await fitted(run, [*talk, *heard], before, context, options)
+        thoughts: list[Message] = []
+        if why := _time_to_think(turns, plan, reflect_every, cut=view.start > before.start):
+            thoughts = await _think(run, view.of([*talk, *heard]), why, plan, options)
+        sent = view.of([*talk, *heard, *thoughts])
+        reply = await run.model(sent, tools=toolbox.tools, **options)
+        if reply.text:
+            await run.partial(reply.text)
+        view = view.counted(sent, reply.usage.input_tokens)
+        calls = [[call.name, call.arguments] for call in reply.tool_calls]
+        if not calls:
+            after = await heard_by(run) or await _missing(run, done, reply.text)
+            outcome = "answered" if after else reply.finish if reply.finish in CUT_OFF else "done"
+        elif is_loop([*(turn.calls for turn in turns), calls]):
+            after, outcome = [refused(call, LOOP).message for call in reply.tool_calls], "looped"
+        else:
+            observed = await run.map(toolbox.call, reply.tool_calls, name="act")
+            after, outcome = [each.message for each in observed], outcome_of(observed)
+        await append(run, [*heard, reply.message, *after])
+        return Turn([*heard, *thoughts, reply.message, *after], view, outcome, calls)
+
+    while (reason := _end(turns, max_steps)) is None:
+        turns.append(await run.step(turn))
+        talk += turns[-1].said
+    await run.note(f"agent: {reason}", pattern="agent", reason=reason, turns=len(turns))
+    if reason != turns[-1].outcome:
+        raise StepError("Stopped", f"agent: {reason} after {len(turns)} turns, without an answer")
+    return str(talk[-1]["content"])
+
+
+def _end(turns: Sequence[Turn], max_steps: int) -> str | None:
+    """The one reason why there is no further turn, or None."""
+    outcomes = [turn.outcome for turn in turns]
+    if outcomes and outcomes[-1] in ("done", *CUT_OFF):
+        return outcomes[-1]
+    if outcomes.count("looped") > 1:
+        return "loop"
+    if outcomes[-MAX_INVALID_TURNS:] == ["invalid"] * MAX_INVALID_TURNS:
+        return "invalid_calls"
+    return "max_steps" if len(turns) >= max_steps else None
+
+
+async def _missing(run: Run, done: Callable[..., Any] | None, answer: str) -> list[Message]:
+    verdict = True if done is None else await run.step(done, answer, name="done")
+    if verdict is True:
+        return []
+    return [{"role": "user", "content": verdict if isinstance(verdict, str) else NOT_DONE}]
+
+
+def _time_to_think(turns: Sequence[Turn], plan: bool, reflect_every: int | None, cut: bool) -> str:
+    """Why it should stop and think now; empty if it should not, or was never asked to."""
+    if not plan and reflect_every is None:
+        return ""
+    if not turns:
+        return PLAN if plan else ""
+    if turns[-1].outcome == "looped":
+        return "the same calls were made again and again"
+    if turns[-1].outcome in ("failed", "invalid"):
+        return "the last calls failed"
+    if plan and cut:
+        return "earlier messages, and maybe the plan, are left out from now on"
+    return f"{len(turns)} turns are over" if reflect_every and len(turns) % reflect_every == 0 else ""
+
+
+async def _think(
+    run: Run, sent: list[Message], why: str, plan: bool, options: dict[str, Any]
+) -> list[Message]:
+    prompt = why if why == PLAN else (REVISE if plan else REFLECT).format(why=why)
+    asked: Message = {"role": "user", "content": prompt}
+    reply = await run.model([*sent, asked], name="plan" if plan else "reflect", **options)
+    return [asked, {"role": "assistant", "content": reply.text}, {"role": "user", "content": GO_ON}]
