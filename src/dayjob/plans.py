@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from dayjob.errors import InputError
 
+STALLED = "No task can begin: each of those left needs one that failed."
+
 
 @dataclass(frozen=True)
 class Task:
@@ -75,6 +77,54 @@ class Split:
 
 
 Edit = Add | Drop | Reassign | Reorder | Split
+
+
+class Board:
+    """A plan that is being worked through: what has begun, what came of it, and how it changes meanwhile."""
+
+    def __init__(self, tasks: Sequence[Task], workers: Collection[str], most: int) -> None:
+        self.tasks = list(tasks)
+        self.workers = workers
+        self.most = most
+        self.begun: set[str] = set()
+        self.results: dict[str, Any] = {}
+        self.failed: dict[str, str] = {}
+
+    def hand_out(self) -> list[Assignment]:
+        """The tasks that can begin by now; from here on they have begun."""
+        able = ready(self.tasks, self.begun, self.results)
+        self.begun.update(task.id for task in able)
+        return [
+            Assignment(**vars(task), inputs={need: self.results[need] for need in task.needs})
+            for task in able
+        ]
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether nothing is under way, and nothing of what is left can begin."""
+        return self._stalls(self.tasks)
+
+    def edited(self, edits: Iterable[Edit]) -> list[Task]:
+        """The plan with these edits. Raises InputError if it is not valid, or if a stalled plan still is."""
+        tasks = edited(self.tasks, edits, self.begun, self.workers, self.most)
+        if self.is_stalled and self._stalls(tasks):
+            raise InputError(STALLED)
+        return tasks
+
+    def told(self) -> dict[str, Any]:
+        """What came of the tasks so far, by id."""
+        return {**self.results, **{id: f"It failed: {reason}" for id, reason in self.failed.items()}}
+
+    def __str__(self) -> str:
+        return "\n".join(f"- {shown(task)} – {self._state(task.id)}" for task in self.tasks)
+
+    def _stalls(self, tasks: Sequence[Task]) -> bool:
+        over = len(self.results) + len(self.failed)
+        return len(self.begun) == over < len(tasks) and not ready(tasks, self.begun, self.results)
+
+    def _state(self, id: str) -> str:
+        states = {"done": self.results, "failed": self.failed, "begun": self.begun}
+        return next((state for state, ids in states.items() if id in ids), "waiting")
 
 
 def check(tasks: Sequence[Task], workers: Collection[str], most: int) -> None:

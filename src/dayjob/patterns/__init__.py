@@ -18,9 +18,10 @@ from dayjob.patterns.agent import agent
 from dayjob.patterns.chain import chain
 from dayjob.patterns.fan_out import fan_out, majority
 from dayjob.patterns.orchestrate import orchestrate
-from dayjob.patterns.refine import Adjust, Brief, Constraint, Refined, Verdict, refine
+from dayjob.patterns.refine import refine
 from dayjob.patterns.route import route
 from dayjob.plans import Add, Assignment, Drop, Reassign, Reorder, Split, Task
+from dayjob.verdicts import Adjust, Brief, Constraint, Refined, Verdict
 
 __all__ = [
     "Add",

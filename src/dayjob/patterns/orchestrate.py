@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from dayjob import plans
 from dayjob.collection import Err, Ok
 from dayjob.delegate import delegate
-from dayjob.errors import InputError, StepError
+from dayjob.errors import StepError
 from dayjob.jobs import Job
-from dayjob.plans import Assignment, Edit, Task
+from dayjob.plans import STALLED, Assignment, Board, Edit, Task
 from dayjob.run import Run
 from dayjob.values import as_text, checked
 
@@ -41,8 +42,6 @@ Plan:
 
 If the plan still fits, answer with no edits. Otherwise edit tasks that have not begun: add, drop, reassign (another \
 worker), reorder (other needs), split (several tasks in the place of one)."""
-
-STALLED = "No task can begin: each of those left needs one that failed."
 
 APPROVE = "Goal: {goal}\n\nPlan:\n{plan}\n\nShall the work begin?"
 
@@ -74,59 +73,40 @@ async def orchestrate(
     InvalidPlan is raised, or Rejected by the person, or NothingDone when all tasks failed. The results so far
     are the run's partial output. `options` go to `run.model`.
     """
-    described = "\n".join(f"- {name}: {_description(worker)}" for name, worker in workers.items())
-    plan: list[Task] = await _planned(
-        run, PLAN.format(goal=goal, workers=described), list[Task],
-        lambda tasks: plans.check(tasks, workers, max_tasks), "plan", options,
-    )  # fmt: skip
-    await run.note(_shown(plan), plan=[asdict(task) for task in plan])
-    asked = approve(plan) if callable(approve) else approve
-    question = APPROVE.format(goal=goal, plan=_shown(plan))
-    if asked and not await run.ask(question, returns=bool, name="approve plan"):
-        raise StepError("Rejected", "a person rejected the plan")
-
-    outcomes: dict[str, Ok | Err] = {}
-    begun: set[str] = set()
-
-    def assigned() -> list[Assignment]:
-        """The tasks that can begin, now that these are done."""
-        results = {id: done.value for id, done in outcomes.items() if isinstance(done, Ok)}
-        able = plans.ready(plan, begun, results)
-        begun.update(task.id for task in able)
-        return [
-            Assignment(**vars(task), inputs={need: results[need] for need in task.needs}) for task in able
-        ]
+    team = "\n".join(f"- {name}: {_description(worker)}" for name, worker in workers.items())
+    ask = partial(_valid, goal=goal, workers=team, options=options)
+    plan: list[Task] = await ask(
+        run, PLAN, list[Task], lambda tasks: plans.check(tasks, workers, max_tasks), name="plan"
+    )
+    board = Board(plan, workers, max_tasks)
+    await run.note(str(board), plan=[asdict(task) for task in plan])
+    if approve(plan) if callable(approve) else approve:
+        await _be_approved(run, APPROVE.format(goal=goal, plan=board))
 
     async def work(run: Run, task: Assignment) -> Any:
         worker = workers[task.worker]
         return await delegate(run, worker[1] if isinstance(worker, tuple) else worker, task, name=task.worker)
 
     async def after(run: Run, outcome: Ok | Err) -> None:
-        outcomes[outcome.item.id] = outcome
-        await run.partial({id: _told(done) for id, done in outcomes.items()})
-        if replan:
-            await edit(run, f"Task {outcome.item.id!r} is over. {_told(outcome)}")
-        if len(begun) == len(outcomes) < len(plan) and not plans.ready(plan, begun, _succeeded(outcomes)):
-            await edit(run, STALLED)
-        for task in assigned():
+        if isinstance(outcome, Ok):
+            board.results[outcome.item.id] = outcome.value
+        else:
+            board.failed[outcome.item.id] = str(outcome.error)
+        await run.partial(board.told())
+        if replan or board.is_stalled:
+            news = f"Task {outcome.item.id!r} is over. {_told(outcome)}"
+            await edit(run, f"{news}\n{STALLED}" if board.is_stalled else news)
+        for task in board.hand_out():
             await run.more(task)
 
     async def edit(run: Run, news: str) -> None:
-        def changed(edits: list[Edit]) -> list[Task]:
-            tasks = plans.edited(plan, edits, begun, workers, max_tasks)
-            able = plans.ready(tasks, begun, _succeeded(outcomes))
-            if news == STALLED and len(tasks) > len(begun) and not able:
-                raise InputError(STALLED)
-            return tasks
-
-        prompt = EDIT.format(news=news, goal=goal, workers=described, plan=_shown(plan, begun, outcomes))
-        edits = await _planned(run, prompt, list[Edit], changed, "edit plan", options)
-        before, plan[:] = list(plan), changed(edits)
+        edits = await ask(run, EDIT, list[Edit], board.edited, name="edit plan", news=news, plan=board)
+        before, board.tasks = board.tasks, board.edited(edits)
         if edits:
-            await run.note(plans.diff(before, plan), edits=[asdict(edit) for edit in edits])
+            await run.note(plans.diff(before, board.tasks), edits=[asdict(edit) for edit in edits])
 
     ended = await run.collect(
-        work, assigned(), key=lambda task: task.id, limit=limit, after=after, name="tasks"
+        work, board.hand_out(), key=lambda task: task.id, limit=limit, after=after, name="tasks"
     )
     results = "\n\n".join(f"{outcome.item.id}: {_told(outcome)}" for outcome in ended)
     if not any(isinstance(outcome, Ok) for outcome in ended):
@@ -135,35 +115,29 @@ async def orchestrate(
     return (await run.model(prompt, name="synthesis", **options)).text
 
 
-async def _planned(
-    run: Run, prompt: str, wanted: Any, check: Callable[[Any], object], name: str, options: dict[str, Any]
-) -> Any:
+async def _valid(
+    run: Run, prompt: str, wanted: Any, check: Callable[[Any], object], *, name: str, options: dict[str, Any],
+    **told: Any,
+) -> Any:  # fmt: skip
+    """What the model answers; what `check` refuses goes back to it, up to the usual number of corrections."""
     try:
-        return (await run.model(prompt, returns=checked(wanted, check), name=name, **options)).value
+        return (
+            await run.model(prompt.format(**told), returns=checked(wanted, check), name=name, **options)
+        ).value
     except StepError as error:
         if error.type != "InvalidAnswer":
             raise
         raise StepError("InvalidPlan", error.message, step=error.step) from None
 
 
+async def _be_approved(run: Run, question: str) -> None:
+    if not await run.ask(question, returns=bool, name="approve plan"):
+        raise StepError("Rejected", "a person rejected the plan")
+
+
 def _description(worker: Worker | tuple[str, Worker]) -> str:
     return worker[0] if isinstance(worker, tuple) else (worker.__doc__ or "").strip().partition("\n")[0]
 
 
-def _succeeded(outcomes: Mapping[str, Ok | Err]) -> set[str]:
-    return {id for id, outcome in outcomes.items() if isinstance(outcome, Ok)}
-
-
 def _told(outcome: Ok | Err) -> str:
     return as_text(outcome.value) if isinstance(outcome, Ok) else f"It failed: {outcome.error}"
-
-
-def _shown(
-    plan: Sequence[Task], begun: set[str] | None = None, outcomes: Mapping[str, Ok | Err] | None = None
-) -> str:
-    def state(id: str) -> str:
-        if id in (outcomes or {}):
-            return "done" if isinstance((outcomes or {})[id], Ok) else "failed"
-        return "begun" if id in (begun or ()) else "waiting"
-
-    return "\n".join(f"- {plans.shown(task)} – {state(task.id)}" for task in plan)

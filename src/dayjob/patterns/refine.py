@@ -6,7 +6,7 @@ await refine(run, write, review, max_rounds=4, checks={"short": lambda text: len
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from dayjob.delegate import delegate
@@ -14,68 +14,10 @@ from dayjob.errors import InputError, StepError
 from dayjob.jobs import Job
 from dayjob.run import Run
 from dayjob.values import convert
+from dayjob.verdicts import Brief, Constraint, Refined, Verdict
 
 PATIENCE = 2
 """So many rounds in a row without a better score end it."""
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """What the next attempt has to hold to, where code can check it the name of a check, and who asked for it."""
-
-    text: str
-    check: str | None = None
-    origin: str = ""
-
-
-@dataclass(frozen=True)
-class Adjust:
-    """What the next attempt does otherwise."""
-
-    model: str | None = None
-    temperature: float | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge says of an attempt: a score from 0 to 1, what failed, and what to do about it."""
-
-    score: float
-    failed: list[str] = field(default_factory=list)
-    constraints: list[Constraint] = field(default_factory=list)
-    adjust: Adjust | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.score <= 1:
-            raise ValueError(f"score: expected 0 to 1, got {self.score!r}")
-
-
-@dataclass(frozen=True)
-class Brief:
-    """What the maker is told: the best so far, what failed in the last attempt, and the constraints by now."""
-
-    round: int
-    best: Any = None
-    last: Any = None
-    failed: list[str] = field(default_factory=list)
-    constraints: list[Constraint] = field(default_factory=list)
-    adjust: Adjust = Adjust()
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """For `run.model`: the model and temperature, where the judge has asked for others."""
-        return {name: value for name, value in asdict(self.adjust).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Refined:
-    """The best attempt, its score, and why there was no further one."""
-
-    value: Any
-    score: float
-    reason: str
-    rounds: int
-    constraints: list[Constraint]
 
 
 Maker = Job | Callable[[Run, Brief], Any]
@@ -118,7 +60,7 @@ async def refine(
             if best is None:
                 raise
             return replace(best, reason=f"round {brief.round}: {error}")
-        brief = _next(brief, made, verdict)
+        brief = brief.after(made, verdict)
         if best is None or verdict.score > best.score:
             best, gained = Refined(made, verdict.score, "", brief.round - 1, brief.constraints), brief.round
             brief = replace(brief, best=made)
@@ -148,16 +90,3 @@ async def _judged(run: Run, judge: Judge, made: Any, name: str) -> Verdict:
     except InputError as problem:
         raise StepError("InvalidVerdict", problem.message) from None
     return verdict
-
-
-def _next(brief: Brief, made: Any, verdict: Verdict) -> Brief:
-    """The brief of the next round: what this one failed in, and what it adds to the constraints."""
-    known = {constraint.text for constraint in brief.constraints}
-    fresh = [
-        replace(constraint, origin=constraint.origin or f"round {brief.round}")
-        for constraint in verdict.constraints
-        if constraint.text not in known
-    ]
-    return Brief(
-        brief.round + 1, brief.best, made, verdict.failed, [*brief.constraints, *fresh], verdict.adjust or brief.adjust
-    )  # fmt: skip
