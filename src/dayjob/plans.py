@@ -6,7 +6,8 @@ Everything here is pure: a plan that is edited is a new plan, or an InputError t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
+from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
@@ -24,6 +25,14 @@ class Task:
     worker: str
     needs: list[str] = field(default_factory=list)
     done_when: str = ""
+
+
+@lru_cache(maxsize=128)
+def plan_for(workers: tuple[str, ...]) -> Any:
+    """Tasks whose worker is one of these: what a planning model is asked for."""
+    fields, told = [("worker", Literal[workers])], {"__doc__": Task.__doc__}
+    task: Any = make_dataclass("Task", fields, bases=(Task,), namespace=told, frozen=True)
+    return list[task]
 
 
 @dataclass(frozen=True)

@@ -148,9 +148,14 @@ def _typed(value: Any, declared: Any, data: bytes | None) -> Any:
     raise InputError(f"expected {_type_name(declared)}, got {_shown(value)}")
 
 
-def checked(declared: Any, check: Callable[[Any], object]) -> Any:
-    """A type for `returns=`: a value that `check` refuses, by an InputError, does not fit it."""
-    from pydantic import AfterValidator
+def checked(
+    declared: Any, check: Callable[[Any], object], least: int | None = None, most: int | None = None
+) -> Any:
+    """A type for `returns=`: a value that `check` refuses, by an InputError, does not fit it.
+
+    Nor does a list of fewer than `least` or more than `most` items: that stands in its schema too.
+    """
+    from pydantic import AfterValidator, Field
 
     def refused(value: Any) -> Any:
         try:
@@ -159,7 +164,7 @@ def checked(declared: Any, check: Callable[[Any], object]) -> Any:
             raise ValueError(problem.message) from None
         return value
 
-    return Annotated[declared, AfterValidator(refused)]
+    return Annotated[declared, Field(min_length=least, max_length=most), AfterValidator(refused)]
 
 
 def as_text(value: Any) -> str:

@@ -22,8 +22,9 @@ from dayjob.values import as_text, checked
 
 Worker = Job | Callable[[Run, Assignment], Any]
 
-PLAN = """Make a plan for this goal: tasks, each for one worker. `needs` names the tasks whose results a task \
-needs; tasks that need nothing of each other are done side by side. `done_when` says how to tell that it is done.
+PLAN = """Make a plan for this goal: up to {most} tasks, each for one worker. `goal` says in a sentence what it is to \
+do. `needs` holds the ids of the tasks whose results it needs; tasks that need nothing of each other are done side by \
+side. `done_when` says how to tell that it is done.
 
 Goal: {goal}
 
@@ -74,10 +75,11 @@ async def orchestrate(
     are the run's partial output. `options` go to `run.model`.
     """
     team = "\n".join(f"- {name}: {_description(worker)}" for name, worker in workers.items())
-    ask = partial(_valid, goal=goal, workers=team, options=options)
-    plan: list[Task] = await ask(
-        run, PLAN, list[Task], lambda tasks: plans.check(tasks, workers, max_tasks), name="plan"
+    ask = partial(_valid, goal=goal, workers=team, most=max_tasks, options=options)
+    wanted = checked(
+        plans.plan_for(tuple(workers)), lambda tasks: plans.check(tasks, workers, max_tasks), 1, max_tasks
     )
+    plan: list[Task] = await ask(run, PLAN, wanted, name="plan")
     board = Board(plan, workers, max_tasks)
     await run.note(str(board), plan=[asdict(task) for task in plan])
     if approve(plan) if callable(approve) else approve:
@@ -100,13 +102,14 @@ async def orchestrate(
             await run.more(task)
 
     async def edit(run: Run, news: str) -> None:
-        edits = await ask(run, EDIT, list[Edit], board.edited, name="edit plan", news=news, plan=board)
+        wanted = checked(list[Edit], board.edited, most=max_tasks)
+        edits = await ask(run, EDIT, wanted, name="edit plan", news=news, plan=board)
         before, board.tasks = board.tasks, board.edited(edits)
         if edits:
             await run.note(plans.diff(before, board.tasks), edits=[asdict(edit) for edit in edits])
 
     ended = await run.collect(
-        work, board.hand_out(), key=lambda task: task.id, limit=limit, after=after, name="tasks"
+        work, board.hand_out(), key=lambda each: each.id, limit=limit, after=after, name="tasks"
     )
     results = "\n\n".join(f"{outcome.item.id}: {_told(outcome)}" for outcome in ended)
     if not any(isinstance(outcome, Ok) for outcome in ended):
@@ -116,14 +119,11 @@ async def orchestrate(
 
 
 async def _valid(
-    run: Run, prompt: str, wanted: Any, check: Callable[[Any], object], *, name: str, options: dict[str, Any],
-    **told: Any,
-) -> Any:  # fmt: skip
-    """What the model answers; what `check` refuses goes back to it, up to the usual number of corrections."""
+    run: Run, prompt: str, wanted: Any, *, name: str, options: dict[str, Any], **told: Any
+) -> Any:
+    """What the model answers; what is not valid goes back to it, up to the usual number of corrections."""
     try:
-        return (
-            await run.model(prompt.format(**told), returns=checked(wanted, check), name=name, **options)
-        ).value
+        return (await run.model(prompt.format(**told), returns=wanted, name=name, **options)).value
     except StepError as error:
         if error.type != "InvalidAnswer":
             raise

@@ -28,7 +28,8 @@ from dayjob.values import as_text, checked
 
 Handler = Job | Callable[[Run, Any], Any]
 
-CHOOSE = """Choose the route that fits the input best, and say how sure you are, from 0 to 1.
+CHOOSE = """Choose the route that fits the input best. Say how sure you are by a confidence between 0.0 (a guess) \
+and 1.0 (certain).
 
 Routes:
 {routes}
