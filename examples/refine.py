@@ -13,7 +13,7 @@ from dayjob import Run, job
 from dayjob.patterns import Brief, Constraint, Refined, Verdict, refine
 
 LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
-WORDS = 45
+WORDS = 60
 CONSTRAINTS = [
     Constraint(f"At most {WORDS} words.", check="short"),
     Constraint("Use the words of the text.", check="grounded"),

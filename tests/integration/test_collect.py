@@ -10,7 +10,7 @@ import pytest
 from dayjob import Dayjob, Limits, Run, StepError, job
 from dayjob.collection import Err, Ok
 from dayjob.runs import Kind, Outcome, Status
-from dayjob.testing import CrashLab
+from dayjob.testing import CrashLab, Death
 from tests.ledger import everywhere, executed, fail, work
 from tests.until import until
 
@@ -205,3 +205,19 @@ async def adds_nowhere(run: Run) -> None:
 async def test_more_outside_a_collection_is_refused(lab: CrashLab) -> None:
     ended = await lab.run(adds_nowhere())
     assert "only a branch of run.collect" in (ended.run.reason or "")
+
+
+@pytest.mark.parametrize("old", [grows, one_leads_to_another, votes], ids=lambda job: job.name)
+async def test_newer_code_that_does_the_same_reuses_all_of_it(lab: CrashLab, old: Any) -> None:
+    first, second = (job(name=old.name, version=version)(old.fn) for version in ("1", "2"))
+    request = first(sizes=[3, 1]) if old is grows else first()
+    for write in range(3, 40, 2):
+        crashed = await lab.run(request, death=Death(write), then=[second])
+        if crashed.death is None:
+            break
+        assert crashed.status == Status.COMPLETED, crashed.run.reason
+        done = {(step.key, step.attempt) for step in crashed.durable if step.kind == Kind.CALL}
+        now = {(step.key, step.attempt) for step in crashed.steps if step.outcome != Outcome.SUPERSEDED}
+        assert done <= now, crashed.death
+        calls = [step.key for step in crashed.steps if step.kind == Kind.CALL]
+        assert len(set(calls)) == len(calls), crashed.death
