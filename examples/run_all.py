@@ -14,6 +14,10 @@ COMMANDS = {
     "digest.py": [DAYJOB, "run", HERE / "digest.py:digest", "--model", "local:"],
     "chain.py": [DAYJOB, "run", HERE / "chain.py:permissions", "--model", "local:"],
     "agent.py": [DAYJOB, "run", HERE / "agent.py:librarian", "--model", "local:"],
+    "route.py": [DAYJOB, "run", HERE / "route.py:sort_passages", "--model", "local:"],
+    "fan_out.py": [DAYJOB, "run", HERE / "fan_out.py:read_together", "--model", "local:"],
+    "orchestrate.py": [DAYJOB, "run", HERE / "orchestrate.py:explain", "--model", "local:"],
+    "refine.py": [DAYJOB, "run", HERE / "refine.py:sentence", "--model", "local:"],
     "demo.py": [sys.executable, HERE / "demo.py", "--model", "local:"],
     "refunds.py": [sys.executable, HERE / "refunds_demo.py", "--model", "local:"],
 }

@@ -1,4 +1,4 @@
-"""Scopes side by side, and the decision that ends them: `gather`, `map` and `race`.
+"""Scopes side by side, and the decision that ends them: `gather`, `map` and `race`; `collect` stands on it.
 
 Each branch is a scope in a task of its own, and ends in a row. The join's row holds only the
 decision: which branch won a race, or which error ended a gather. It is written in one entry with the
@@ -8,6 +8,7 @@ rows of the branches that it cuts off, so that after a crash the same decision s
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,13 +26,17 @@ class Branch:
     """One function of a join, with its scope."""
 
     __slots__ = (
-        "call", "fingerprint", "index", "key", "label", "recorded", "returns", "row", "scope", "started", "task",
+        "added", "call", "fingerprint", "index", "item", "key", "label", "place", "recorded", "returns", "row", "scope",
+        "started", "task",
     )  # fmt: skip
 
     def __init__(self, index: int, label: str, call: Callable[[Any], Any], item: Any, returns: Any) -> None:
         self.index = index
         self.label = label
         self.call = call
+        self.item = item
+        self.place: tuple[int, ...] = (index,)
+        self.added = 0
         self.returns = returns
         self.fingerprint = _fingerprint(label, item)
         self.key = ""
@@ -59,7 +64,7 @@ class Join:
         self.key = key
         self.name = name
         self.race = race
-        self.limit = limit or len(calls)
+        self.limit = limit or sys.maxsize
         self.branches = [
             Branch(index, label, call, item, returns)
             for index, ((label, call, item), returns) in enumerate(zip(calls, types, strict=True))
@@ -67,7 +72,7 @@ class Join:
         self.waiting: list[Branch] = []
         self.rest: list[Branch] = []
         self.running: set[Branch] = set()
-        self.decision: dict[str, int] | None = None
+        self.decision: dict[str, Any] | None = None
         self.row: StepRecord | None = None
         self.decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.durable: asyncio.Future[None] | None = None
@@ -81,10 +86,10 @@ class Join:
             if recorded is not None and recorded.outcome == Outcome.CANCELLED:
                 await run.replay(recorded, Any)
             settled = recorded is not None and run.is_settled(recorded)
-            for branch in self.branches:
-                self._look_up(branch, settled)
             if recorded is not None and settled:
                 self.decision = orjson.loads(recorded.value or b"{}")
+            self._look_up_all()
+            if settled:
                 return self._result()
             await self._run_branches(recorded)
             return self._result()
@@ -94,12 +99,23 @@ class Join:
     def _fingerprint(self) -> bytes:
         return digest(canonical([self.race, [branch.label for branch in self.branches]]))
 
-    def _look_up(self, branch: Branch, settled: bool) -> None:
+    def _decisive(self, recorded: StepRecord | None) -> list[Branch]:
+        """Those that decided a recorded join; the others need not be walked unless these no longer do."""
+        decision = orjson.loads(recorded.value or b"{}") if recorded is not None else {}
+        index = decision.get("winner", decision.get("failed"))
+        return [branch for branch in self.branches if branch.index == index]
+
+    def _look_up_all(self) -> None:
+        for branch in self.branches:
+            self._look_up(branch)
+
+    def _look_up(self, branch: Branch) -> None:
         """A branch's row counts if this version wrote it, or wrote the join and kept it."""
         branch.key = f"{self.key}/{escape(branch.label)}"
         branch.recorded = self.run.journal.find(
             self.place, branch.key, branch.label, Kind.SCOPE, branch.fingerprint
         )
+        settled = self.decision is not None
         if branch.recorded is not None and (settled or self.run.is_settled(branch.recorded)):
             branch.row = branch.recorded
             if self.run.keeper.events.active:
@@ -111,12 +127,12 @@ class Join:
         """Runs what is not recorded, until the decision; a join of another version is walked again."""
         run, scope = self.run, self.run.scope
         self.started = run.journal.clock()
-        decisive = _decisive(recorded)
+        decisive = self._decisive(recorded)
         finished = sorted((b for b in self.branches if b.row is not None), key=lambda b: b.row.seq or 0)  # type: ignore[union-attr]
         for branch in finished:
             self._weigh(branch)
         undone = [branch for branch in self.branches if branch.row is None]
-        self.waiting = [branch for branch in undone if decisive in (None, branch.index)]
+        self.waiting = [branch for branch in undone if not decisive or branch in decisive]
         self.rest = [branch for branch in undone if branch not in self.waiting]
         if self.decision is None and not undone:
             self._weigh_all()
@@ -183,9 +199,13 @@ class Join:
             source = None if branch.recorded else f"{self.place.source}/{escape(branch.label)}"
             branch.scope = Scope(self.run.journal, branch.key, self.place, branch.recorded, source)
             branch.started = self.run.journal.clock()
+            self._enter(branch, branch.scope)
             self.running.add(branch)
             self.run.keeper.count(branch.scope)
             branch.task = self.run.keeper.spawn(branch.scope, self._branch(branch, branch.scope))
+
+    def _enter(self, branch: Branch, scope: Scope) -> None:
+        """A branch begins."""
 
     async def _branch(self, branch: Branch, scope: Scope) -> None:
         """The body of a branch's task: ends in the branch's row, unless the branch was cut off."""
@@ -247,7 +267,7 @@ class Join:
         last = max(self.branches, key=lambda branch: (branch.row.seq or 0) if branch.row else 0)
         self._decide({"failed": last.index})
 
-    def _decide(self, decision: dict[str, int]) -> None:
+    def _decide(self, decision: dict[str, Any]) -> None:
         self.decision = decision
         if self.decided.done():
             return
@@ -266,7 +286,7 @@ class Join:
     def _write_decision(self) -> None:
         """The losers' rows and the join's, as one entry."""
         run = self.run
-        losers = [self._loser_row(branch) for branch in self.running]
+        losers = self._last_rows()
         self.row = run.journal.row(
             run.scope.path, self.key, self.name, Kind.JOIN, Outcome.VALUE, self.started, self._fingerprint(),
             value=orjson.dumps(self.decision),
@@ -274,6 +294,9 @@ class Join:
         if self.place.walked:
             self.row.version = WALKED
         self.durable = run.journal.commit((*losers, self.row))
+
+    def _last_rows(self) -> list[StepRecord]:
+        return [self._loser_row(branch) for branch in self.running]
 
     def _loser_row(self, branch: Branch) -> StepRecord:
         return self.run.journal.row(
@@ -309,12 +332,6 @@ class Wait:
 
     def __await__(self) -> Any:
         return (yield from self.future)
-
-
-def _decisive(recorded: StepRecord | None) -> int | None:
-    """The branch that decided a recorded join; the others need not be walked unless it no longer does."""
-    decision = orjson.loads(recorded.value or b"{}") if recorded is not None else {}
-    return decision.get("winner", decision.get("failed"))
 
 
 def _fingerprint(label: str, item: Any) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -36,7 +36,7 @@ class Scope:
     """A sequential line of steps, with the recorded rows that it may still use."""
 
     __slots__ = (
-        "children", "closed", "counted", "current", "earlier", "live", "mine", "ordinals", "owner",
+        "children", "closed", "counted", "current", "earlier", "live", "mine", "more", "ordinals", "owner",
         "parent", "path", "prefix", "prompt", "recorded", "source", "used", "walked",
     )  # fmt: skip
 
@@ -64,6 +64,8 @@ class Scope:
         self.counted = False
         self.walked = False
         self.prompt: Prompt | None = None
+        self.more: Callable[[Any, Any], Awaitable[None]] | None = None
+        """Adds a branch beside this one, if this is one of a collection."""
         self.children: set[Scope] = set()
         if parent is not None:
             parent.children.add(self)

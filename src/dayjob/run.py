@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import orjson
 
 from dayjob.calls import FunctionCall, call_function, call_scoped, encoded_arguments
+from dayjob.collection import Collection, Err, Ok
 from dayjob.effects import ToolStep, name_of
 from dayjob.errors import InputError, StepError
 from dayjob.jobs import Request
@@ -39,7 +40,7 @@ _CHILD_ERRORS = {
 class Run(Steps):
     """One execution of a job, in the job's hands: a sequential scope of journaled steps.
 
-    Await its verbs one after another; concurrency is `gather`, `map` and `race`. What a step returned
+    Await its verbs one after another; concurrency is `gather`, `map`, `race` and `collect`. What a step returned
     before a crash is what it returns after it. A step that failed raises StepError.
     """
 
@@ -48,6 +49,11 @@ class Run(Steps):
         self._progress_at = 0.0
 
     # --- who this is ---------------------------------------------------------------------------
+
+    @property
+    def job(self) -> str:
+        """The name of the job."""
+        return self.keeper.record.job
 
     @property
     def attempt(self) -> int:
@@ -204,6 +210,40 @@ class Run(Steps):
         if not fns:
             raise InputError(f"race {name!r}: needs at least one function")
         return await self._join(name, [(str(i), fn, None) for i, fn in enumerate(fns)], race=True)
+
+    async def collect(
+        self,
+        fn: Callable[[Run, Any], Any],
+        items: Iterable[Any],
+        key: Callable[[Any], str] | None = None,
+        limit: int | None = None,
+        quorum: int | None = None,
+        after: Callable[[Run, Ok | Err], Any] | None = None,
+        name: str = "collect",
+    ) -> list[Ok | Err]:
+        """Runs `fn(run, item)` for each item side by side, and hears them all out: no error ends it.
+
+        Gives `Ok(value, item)` or `Err(error, item)`, in input order. With `quorum`, the branches that still
+        run when so many have succeeded are cancelled: an Err of type Cancelled. `after(run, outcome)` is
+        called when a branch has ended, for one after the other; an error of it ends the collection. In
+        `fn` and in `after`, `await run.more(item)` adds an item; its outcome stands behind the others.
+        """
+        if limit is not None and limit < 1:
+            raise InputError(f"collect {name!r}: limit must be at least 1, got {limit}")
+        if quorum is not None and (quorum < 1 or after is not None):
+            raise InputError(f"collect {name!r}: quorum must be at least 1, and goes without after=")
+        step = await self.begin(name)
+        try:
+            collection = Collection(self, step, name, fn, list(items), key, limit, quorum, after)
+            return list(await collection.perform())
+        finally:
+            self.scope.current = None
+
+    async def more(self, item: Any) -> None:
+        """Adds an item to the `collect` that this branch, or this `after`, belongs to; it begins at once."""
+        if self.scope.more is None:
+            raise InputError("more: only a branch of run.collect, or its after=, can add an item to it")
+        await self.scope.more(self, item)
 
     # --- waiting -------------------------------------------------------------------------------
 

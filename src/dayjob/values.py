@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import orjson
 
@@ -163,6 +163,30 @@ def _typed(value: Any, declared: Any, data: bytes | None) -> Any:
     if isinstance(value, expected) and (type(value) is not bool or declared is bool):
         return value
     raise InputError(f"expected {_type_name(declared)}, got {_shown(value)}")
+
+
+def checked(
+    declared: Any, check: Callable[[Any], object], least: int | None = None, most: int | None = None
+) -> Any:
+    """A type for `returns=`: a value that `check` refuses, by an InputError, does not fit it.
+
+    Nor does a list of fewer than `least` or more than `most` items: that stands in its schema too.
+    """
+    from pydantic import AfterValidator, Field
+
+    def refused(value: Any) -> Any:
+        try:
+            check(value)
+        except InputError as problem:
+            raise ValueError(problem.message) from None
+        return value
+
+    return Annotated[declared, Field(min_length=least, max_length=most), AfterValidator(refused)]
+
+
+def as_text(value: Any) -> str:
+    """A value in a prompt: a text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else encode(value).decode()
 
 
 def timeout_of(given: Any) -> float | None:

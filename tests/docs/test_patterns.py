@@ -15,6 +15,8 @@ from tests.docs.pages import DOCS, section
 PAGE = DOCS / "patterns.md"
 MODULES = {
     "chain": ("dayjob.ladder",),
+    "route": ("dayjob.patterns.route",),
+    "orchestrate": ("dayjob.patterns.orchestrate", "dayjob.plans"),
     "agent": ("dayjob.patterns.agent", "dayjob.reflection", "dayjob.conversation", "dayjob.context"),
 }
 

@@ -53,6 +53,7 @@ from dayjob.cli.printing import (
     show_step,
     summary_table,
 )
+from dayjob.cli.routes import decide, route_fields, routes_of, show_routes
 from dayjob.cli.work import (
     EXIT_OF,
     Exit,
@@ -421,6 +422,34 @@ def tools(
     """Show the tools in FILE as a model sees them, and where they leave it guessing."""
     entries = asyncio.run(catalogue_of(file))
     print_json({"data": [entry.fields() for entry in entries]}) if as_json else show_tools(entries)
+
+
+@app.command()
+def routes(
+    accept: Annotated[str | None, typer.Option(metavar="ID", help="Offer this proposal from now on.")] = None,
+    reject: Annotated[
+        str | None, typer.Option(metavar="ID", help="Propose it no more; or withdraw an accepted route.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """List the routes that models have proposed, and accept or reject them."""
+
+    async def look() -> None:
+        async with opened(store) as app:
+            if accept is not None:
+                await decide(app, accept, True)
+            if reject is not None:
+                await decide(app, reject, False)
+            found = await routes_of(app)
+            if as_json:
+                print_json({"data": [route_fields(route) for route in found]})
+            elif found:
+                show_routes(found, store)
+            else:
+                err.print("no route is proposed, and none was accepted")
+
+    asyncio.run(look())
 
 
 @app.command()

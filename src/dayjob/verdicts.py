@@ -1,0 +1,78 @@
+"""What is said of an attempt, and what the next one is told: pure data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What the next attempt has to hold to, where code can check it the name of a check, and who asked for it."""
+
+    text: str
+    check: str | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Adjust:
+    """What the next attempt does otherwise."""
+
+    model: str | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of an attempt: a score from 0 to 1, what failed, and what to do about it."""
+
+    score: float
+    failed: list[str] = field(default_factory=list)
+    constraints: list[Constraint] = field(default_factory=list)
+    adjust: Adjust | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score <= 1:
+            raise ValueError(f"score: expected 0 to 1, got {self.score!r}")
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What the maker is told: the best so far, what failed in the last attempt, and the constraints by now."""
+
+    round: int
+    best: Any = None
+    last: Any = None
+    failed: list[str] = field(default_factory=list)
+    constraints: list[Constraint] = field(default_factory=list)
+    adjust: Adjust = Adjust()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For `run.model`: the model and temperature, where the judge has asked for others."""
+        return {name: value for name, value in asdict(self.adjust).items() if value is not None}
+
+    def after(self, made: Any, verdict: Verdict) -> Brief:
+        """The brief of the next round: what this one failed in, and what it adds to the constraints."""
+        known = {constraint.text for constraint in self.constraints}
+        fresh = [
+            replace(constraint, origin=constraint.origin or f"round {self.round}")
+            for constraint in verdict.constraints
+            if constraint.text not in known
+        ]
+        return replace(
+            self, round=self.round + 1, last=made, failed=verdict.failed,
+            constraints=[*self.constraints, *fresh], adjust=verdict.adjust or self.adjust,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The best attempt, its score, and why there was no further one."""
+
+    value: Any
+    score: float
+    reason: str
+    rounds: int
+    constraints: list[Constraint]

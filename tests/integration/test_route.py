@@ -1,0 +1,218 @@
+"""Routing: a route is chosen or the fallback is taken, and what did not fit teaches the router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dayjob import Dayjob, Limits, Run, job
+from dayjob.errors import ModelRefused
+from dayjob.models import ModelRequest
+from dayjob.patterns import route
+from dayjob.proposals import MOST_INPUTS, MOST_PROPOSALS, Suggestion, with_suggestion
+from dayjob.runs import Outcome, Status
+from dayjob.testing import CrashLab, Delay, Scripted
+from tests.ledger import everywhere, executed, work
+from tests.until import until
+
+TEAMS = {"billing": "Invoices and refunds", "technical": "Errors and outages"}
+
+
+def chooses(choice: Any, proposal: Any = None) -> Scripted:
+    """Chooses so, or as a function of the input says, and proposes so."""
+
+    def reply(request: ModelRequest) -> Any:
+        asked = request.messages[0]["content"]
+        said = proposal if asked.startswith("No route fits") else choice
+        return said(asked.rpartition("Input:\n")[2]) if callable(said) else said
+
+    return Scripted(reply)
+
+
+def sure(name: str, confidence: float = 0.9) -> dict[str, Any]:
+    return {"route": name, "confidence": confidence}
+
+
+async def bill(run: Run, ticket: str) -> str:
+    return await run.step(work, f"bill {ticket}")
+
+
+@job
+async def fix(run: Run, ticket: str) -> str:
+    return await run.step(work, f"fix {ticket}")
+
+
+async def person(run: Run, ticket: str) -> str:
+    return await run.step(work, f"person {ticket}")
+
+
+@job
+async def triage(run: Run, ticket: str, floor: float = 0.0, otherwise: str | None = None) -> str:
+    return await route(run, ticket, to=TEAMS, floor=floor, otherwise=otherwise)
+
+
+@job
+async def handles(run: Run, ticket: str) -> str:
+    to: Any = {"billing": ("Invoices", bill), "technical": ("Errors", fix), "other": "Anything else"}
+    return await route(run, ticket, to=to, floor=0.5, otherwise=person)
+
+
+async def test_the_name_of_the_route_is_returned(lab: CrashLab) -> None:
+    model = chooses(sure("technical"))
+    ended = await lab.run(triage(ticket="It broke"), model=model)
+    assert ended.output == "technical"
+    assert len(model.requests) == 1
+    assert "- billing: Invoices and refunds" in model.requests[0].messages[0]["content"]
+    assert model.requests[0].schema["properties"]["route"]["enum"] == ["billing", "technical"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "output"),
+    [
+        (sure("billing"), "bill T done"),
+        (sure("technical"), "fix T done"),
+        (sure("other"), "other"),
+        (sure("billing", 0.1), "person T done"),
+    ],
+    ids=["function", "job", "name", "fallback"],
+)
+async def test_a_handler_is_called(lab: CrashLab, choice: Any, output: str) -> None:
+    ended = await lab.run(
+        handles(ticket="T"), model=chooses(choice, {"name": "n", "description": "d"}), jobs=[fix]
+    )
+    assert ended.output == output
+
+
+# --- bad input ------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_outside_the_routes_goes_back_to_the_model(lab: CrashLab) -> None:
+    def reply(request: ModelRequest) -> Any:
+        return sure("billing") if len(request.messages) > 1 else sure("kitchen")
+
+    assert (await lab.run(triage(ticket="T"), model=Scripted(reply))).output == "billing"
+
+
+@pytest.mark.parametrize("said", [sure("kitchen"), sure("billing", 7), "Billing, I think"], ids=str)
+async def test_a_model_that_names_no_route_ends_in_the_fallback_or_a_reason(lab: CrashLab, said: Any) -> None:
+    model = chooses(said)
+    assert (await lab.run(triage(ticket="T", otherwise="person"), model=model)).output == "person"
+    assert len(model.requests) == 3
+    ended = await lab.run(triage(ticket="T"), model=model)
+    assert (ended.status, ended.error) == (Status.FAILED, "NoRoute")
+    assert "the model named no route" in (ended.run.reason or "")
+
+
+async def test_no_routes_are_refused(lab: CrashLab) -> None:
+    @job
+    async def nowhere(run: Run) -> str:
+        return await route(run, "x", to={})
+
+    assert "names no route" in ((await lab.run(nowhere())).run.reason or "")
+
+
+async def test_a_model_that_cannot_be_reached_is_no_reason_to_guess(lab: CrashLab) -> None:
+    model = Scripted(lambda request: ModelRefused("no"))
+    ended = await lab.run(triage(ticket="T", otherwise="person"), model=model)
+    assert ended.error == "ModelRefused"
+
+
+# --- what it learns ---------------------------------------------------------------------------------------
+
+
+async def test_below_the_floor_a_route_is_proposed_with_the_inputs_that_led_to_it(lab: CrashLab) -> None:
+    model = chooses(sure("billing", 0.3), {"name": "legal", "description": "Contracts"})
+    async with Dayjob(lab.store, worker=False) as app:
+        for ticket in ("a contract", "a lawyer", "a contract"):
+            ended = await lab.run(triage(ticket=ticket, floor=0.7, otherwise="person"), model=model)
+            assert ended.output == "person"
+        proposed = await app.memory.get("routes/triage/route/proposed")
+    assert proposed == [{"name": "legal", "description": "Contracts", "inputs": ["a lawyer", "a contract"]}]
+    assert "- legal: Contracts" in model.requests[-1].messages[0]["content"]
+
+
+async def test_without_a_fallback_the_proposal_is_kept_and_the_run_has_a_reason(lab: CrashLab) -> None:
+    model = chooses(sure("billing", 0.3), {"name": "legal", "description": "Contracts"})
+    ended = await lab.run(triage(ticket="T", floor=0.7), model=model)
+    assert ended.error == "NoRoute"
+    assert "'billing' at 0.3 is below the floor of 0.7" in (ended.run.reason or "")
+
+
+async def test_an_accepted_route_is_offered_from_then_on(lab: CrashLab) -> None:
+    async with Dayjob(lab.store, worker=False) as app:
+        accepted = {"legal": "Contracts", "billing": "Money"}
+        await app.memory.set("routes/triage/route/accepted", accepted)
+        await app.memory.set("routes/handles/route/accepted", accepted)
+    model = chooses(sure("legal"))
+    assert (await lab.run(triage(ticket="T", otherwise="person"), model=model)).output == "legal"
+    told = model.requests[0].messages[0]["content"]
+    assert "- legal: Contracts" in told
+    assert "- billing: Money" in told
+    ended = await lab.run(handles(ticket="T"), model=model, jobs=[fix])
+    assert ended.output == "person T done"
+
+
+async def test_a_rejected_route_is_not_proposed_again(lab: CrashLab) -> None:
+    async with Dayjob(lab.store, worker=False) as app:
+        await app.memory.set("routes/triage/route/rejected", ["legal"])
+        model = chooses(sure("billing", 0.3), {"name": "legal", "description": "Contracts"})
+        await lab.run(triage(ticket="T", floor=0.7, otherwise="person"), model=model)
+        assert await app.memory.get("routes/triage/route/proposed") is None
+    assert "Rejected before:\nlegal" in model.requests[-1].messages[0]["content"]
+
+
+async def test_a_proposal_that_cannot_be_made_stops_nothing(lab: CrashLab) -> None:
+    model = chooses(sure("billing", 0.3), {"name": " ", "description": ""})
+    ended = await lab.run(triage(ticket="T", floor=0.7, otherwise="person"), model=model)
+    assert ended.output == "person"
+    assert any(step.name == "note" for step in ended.steps)
+
+
+def test_proposals_and_their_inputs_are_bounded() -> None:
+    proposed: list[dict[str, Any]] = []
+    for number in range(30):
+        proposed = with_suggestion(proposed, Suggestion("same", "x"), f"input {number}" * 100)
+        proposed = with_suggestion(proposed, Suggestion(f"route {number}", "x"), "input")
+    assert len(proposed) == MOST_PROPOSALS
+    same = next(each for each in proposed if each["name"] == "same")
+    assert len(same["inputs"]) == MOST_INPUTS
+    assert max(map(len, same["inputs"])) == 500
+
+
+# --- crash, cancel, limit ---------------------------------------------------------------------------------
+
+
+async def test_a_crash_anywhere_changes_nothing(lab: CrashLab) -> None:
+    model = chooses(sure("billing", 0.3), {"name": "legal", "description": "Contracts"})
+    for crashed in await everywhere(lab, handles(ticket="T"), model=model, jobs=[fix]):
+        assert crashed.output == "person T done"
+        finished = [step.key for step in crashed.steps if step.outcome == Outcome.VALUE]
+        assert len(set(finished)) == len(finished)
+    async with Dayjob(lab.store, worker=False) as app:
+        proposed = await app.memory.get("routes/handles/route/proposed")
+    assert proposed == [{"name": "legal", "description": "Contracts", "inputs": ["T"]}]
+
+
+async def test_a_limit_ends_it(lab: CrashLab) -> None:
+    model = chooses(sure("billing"))
+    ended = await lab.run(handles(ticket="T"), model=model, limits=Limits(steps=1))
+    assert ended.status == Status.INCOMPLETE
+    assert not executed
+
+
+async def test_a_cancelled_run_closes_the_call(lab: CrashLab) -> None:
+    model = chooses(lambda ticket: Delay(60, sure("billing")))
+    async with Dayjob(lab.store, model=model) as app:
+        handle = await app.submit(handles(ticket="T"))
+        await until(lambda: model.requests)
+        await handle.cancel()
+        await until(is_in(handle, Status.CANCELLED))
+
+
+def is_in(handle: Any, status: Status) -> Callable[[], Any]:
+    async def reached() -> bool:
+        return await handle.status() == status
+
+    return reached
