@@ -310,19 +310,7 @@ class Journal:
         self, insert: tuple[StepRecord, ...] = (), update: tuple[StepRecord, ...] = (), **more: Any
     ) -> None:
         """Enqueues rows: durable in this order, nobody waits."""
-        self.store.put(
-            Entry(
-                self.home,
-                self.run,
-                self.epoch,
-                insert,
-                update,
-                None,
-                self._lost,
-                **more,
-                more=bool(more),
-            )
-        )
+        self.store.put(self._entry(insert, update, None, more))
 
     def intend(self, scope: Scope, **rows: Any) -> asyncio.Future[None]:
         """Enqueues rows before something is sent. Raises IntentRefused if the run was cancelled.
@@ -336,20 +324,19 @@ class Journal:
     ) -> asyncio.Future[None]:
         """Enqueues rows; resolved when they are durable, and never if the run was lost."""
         durable = asyncio.get_running_loop().create_future()
-        self.store.put(
-            Entry(
-                self.home,
-                self.run,
-                self.epoch,
-                insert,
-                update,
-                durable,
-                self._lost,
-                **more,
-                more=bool(more),
-            )
-        )
+        self.store.put(self._entry(insert, update, durable, more))
         return durable
+
+    def _entry(
+        self,
+        insert: tuple[StepRecord, ...],
+        update: tuple[StepRecord, ...],
+        durable: asyncio.Future[None] | None,
+        more: dict[str, Any],
+    ) -> Entry:
+        return Entry(
+            self.home, self.run, self.epoch, insert, update, durable, self._lost, **more, more=bool(more)
+        )
 
 
 def is_deferred(scope: str) -> bool:
