@@ -27,7 +27,7 @@ class Stage:
         self.clock = clock
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     url = f"sqlite:///{tmp_path_factory.mktemp('grid') / Path('grid.db')}?synchronous=off"
     clock = Clock()
