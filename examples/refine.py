@@ -7,9 +7,13 @@ That it is short, and keeps to the words of the text, is checked by code; the re
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from dayjob import Run, job
+from pydantic import Field
+
+from dayjob import Run, StepError, job
 from dayjob.patterns import Brief, Constraint, Refined, Verdict, refine
 
 LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
@@ -18,6 +22,12 @@ CONSTRAINTS = [
     Constraint(f"At most {WORDS} words.", check="short"),
     Constraint("Use the words of the text.", check="grounded"),
 ]
+
+
+@dataclass
+class Opinion:
+    score: Annotated[float, Field(ge=0, le=1)]
+    failed: Annotated[str, Field(max_length=120)]
 
 
 @job
@@ -36,9 +46,11 @@ async def sentence(run: Run, path: str = str(LICENSE), about: str = "Redistribut
         question = (
             f"Text:\n{text}\n\nSentence:\n{attempt}\n\nScore the sentence from 0 to 1, and say what failed."
         )
-        reply = await run.model(question, returns=Verdict, max_tokens=150)
-        verdict = reply.value
-        return Verdict(verdict.score, verdict.failed[:3], verdict.constraints[:3])  # its own model, always
+        try:
+            opinion = (await run.model(question, returns=Opinion, max_tokens=200)).value
+        except StepError as error:  # a judge that cannot speak has not passed it
+            return Verdict(0.0, [error.type])
+        return Verdict(opinion.score, [opinion.failed] if opinion.failed else [])
 
     checks = {"short": is_short, "grounded": lambda attempt: grounding(attempt, text) >= 0.3}
     best = await refine(run, write, review, max_rounds=4, constraints=CONSTRAINTS, checks=checks)
