@@ -8,7 +8,7 @@ from typing import Any
 from dayjob import Dayjob
 from dayjob.runs import Action, Status
 from dayjob.testing import Clock
-from dayjob.worker import Worker
+from dayjob.worker import MAX_ATTEMPTS, Worker
 from tests.until import until
 
 LEASE_SECONDS = 15.0
@@ -52,3 +52,12 @@ class Office:
         self, name: str, about: Callable[[dict[str, Any]], bool] = lambda _: True
     ) -> list[dict[str, Any]]:
         return [fields for event, fields in self.events if event == name and about(fields)]
+
+
+class PatientOffice(Office):
+    """Passes time at once: its worker's lease outlives every jump of the clock."""
+
+    async def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        await self.app.store.sweep(MAX_ATTEMPTS)
+        self.worker.poke()

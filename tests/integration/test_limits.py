@@ -17,7 +17,7 @@ from dayjob.limits import BILLION
 from dayjob.models import ModelReply, ModelRequest, Usage
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import Clock, CrashLab, Death, Delay, Ended, Moment, Scripted
-from dayjob.worker import MAX_ATTEMPTS, Worker
+from tests.office import PatientOffice
 from tests.until import until
 
 executed: Counter[str] = Counter()
@@ -465,34 +465,14 @@ async def test_model_calls_are_made_while_there_is_time() -> None:
     assert limits["seconds"]["limit"] == DAY
 
 
-class Office:
-    """An app with one worker and a clock that is set."""
-
-    def __init__(self, app: Dayjob, worker: Worker, clock: Clock) -> None:
-        self.app = app
-        self.worker = worker
-        self.clock = clock
-
-    async def pass_time(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-        await self.app.store.sweep(MAX_ATTEMPTS)
-        self.worker.poke()
-
-    async def parked(self, run: str) -> Any:
-        async def held() -> bool:
-            return (await self.app.get(run)).status.is_parked and run not in self.worker.held
-
-        return await until(held)
-
-
 @pytest.fixture
-async def office(lab: CrashLab) -> AsyncIterator[Office]:
+async def office(lab: CrashLab) -> AsyncIterator[PatientOffice]:
     clock = Clock()
     async with (
         Dayjob(f"{lab.store.url.partition('?')[0]}.office?synchronous=off", worker=False, clock=clock) as app,
         app.worker(lease_seconds=400 * DAY) as worker,
     ):
-        yield Office(app, worker, clock)
+        yield PatientOffice(app, worker, clock)
 
 
 @job
@@ -509,7 +489,9 @@ async def waits_for_child(run: Run) -> Any:
 
 
 @pytest.mark.parametrize("job", [waits, waits_for_child], ids=lambda job: job.name)
-async def test_waiting_counts_as_time_and_a_parked_run_ends_when_it_is_up(office: Office, job: Any) -> None:
+async def test_waiting_counts_as_time_and_a_parked_run_ends_when_it_is_up(
+    office: PatientOffice, job: Any
+) -> None:
     await office.app._make_known(waits)
     handle = await office.app.submit(job(), limits=Limits(seconds=DAY))
     await office.parked(handle.id)
@@ -567,7 +549,7 @@ async def test_a_person_says_stop_and_the_run_ends(lab: CrashLab) -> None:
     assert ended.output == 4
 
 
-async def test_an_answer_must_be_a_higher_limit_or_stop(office: Office) -> None:
+async def test_an_answer_must_be_a_higher_limit_or_stop(office: PatientOffice) -> None:
     handle = await office.app.submit(works(steps=6), limits=ASK)
     await office.parked(handle.id)
     assert await handle.status() == Status.REQUIRES_ACTION
@@ -624,7 +606,7 @@ async def test_dollars_are_asked_for_and_raised(lab: CrashLab) -> None:
     assert budget.spent_dollars <= budget.max_dollars == 1.25 * BILLION
 
 
-async def test_time_is_asked_for_at_the_next_step(office: Office) -> None:
+async def test_time_is_asked_for_at_the_next_step(office: PatientOffice) -> None:
     handle = await office.app.submit(waits(), limits=Limits(seconds=DAY, on_limit="ask"))
     await office.parked(handle.id)
     await office.pass_time(2 * DAY)

@@ -13,42 +13,21 @@ from dayjob.errors import ThreadBusy, UnknownAction, WrongStatus
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.stores import Entry
 from dayjob.testing import Clock, CrashLab, Death, Moment, MortalStore, Scripted
-from dayjob.worker import MAX_ATTEMPTS, Worker
 from tests.ledger import after_death, everywhere, executed, fail, work
+from tests.office import PatientOffice
 from tests.until import until
 
 YEAR = 365 * 86_400.0
 
 
-class Office:
-    """An app with one worker, and a clock that is set."""
-
-    def __init__(self, app: Dayjob, worker: Worker, clock: Clock) -> None:
-        self.app = app
-        self.worker = worker
-        self.clock = clock
-
-    async def pass_time(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-        await self.app.store.sweep(MAX_ATTEMPTS)
-        self.worker.poke()
-
-    async def parked(self, run: str) -> Status:
-        async def status() -> Status | None:
-            found = (await self.app.get(run)).status
-            return found if found.is_parked and run not in self.worker.held else None
-
-        return await until(status)
-
-
 @pytest.fixture
-async def office(url: str) -> AsyncIterator[Office]:
+async def office(url: str) -> AsyncIterator[PatientOffice]:
     clock = Clock()
     async with (
         Dayjob(f"{url}?synchronous=off", worker=False, clock=clock) as app,
         app.worker(lease_seconds=10 * YEAR) as worker,
     ):
-        yield Office(app, worker, clock)
+        yield PatientOffice(app, worker, clock)
 
 
 async def answers(app: Dayjob, run: str) -> bool:
@@ -76,7 +55,7 @@ async def test_an_answered_question_survives_a_crash_at_any_write(lab: CrashLab)
         assert crashed.output == ["Really? yes", "after done"], crashed.death
 
 
-async def test_a_question_past_its_deadline_expires_the_run(office: Office) -> None:
+async def test_a_question_past_its_deadline_expires_the_run(office: PatientOffice) -> None:
     @job
     async def impatient(run: Run) -> str:
         await run.partial("half")
@@ -92,7 +71,7 @@ async def test_a_question_past_its_deadline_expires_the_run(office: Office) -> N
     assert expired.value.partial == "half"
 
 
-async def test_a_question_past_its_deadline_takes_its_default(office: Office) -> None:
+async def test_a_question_past_its_deadline_takes_its_default(office: PatientOffice) -> None:
     @job
     async def patient(run: Run) -> int:
         return await run.ask("how many?", returns=int, timeout=60, default=7)
@@ -105,7 +84,7 @@ async def test_a_question_past_its_deadline_takes_its_default(office: Office) ->
     assert await handle.result(10) == 7
 
 
-async def test_a_sleep_until_a_time_that_is_over_does_not_wait(office: Office) -> None:
+async def test_a_sleep_until_a_time_that_is_over_does_not_wait(office: PatientOffice) -> None:
     @job
     async def late(run: Run) -> str:
         await run.sleep(-3)
@@ -114,7 +93,7 @@ async def test_a_sleep_until_a_time_that_is_over_does_not_wait(office: Office) -
     assert await (await office.app.submit(late())).result(10) == "here"
 
 
-async def test_a_question_of_infinite_patience_has_no_deadline(office: Office) -> None:
+async def test_a_question_of_infinite_patience_has_no_deadline(office: PatientOffice) -> None:
     @job
     async def patient(run: Run) -> str:
         return await run.ask("when?", timeout=float("inf"))
@@ -125,7 +104,7 @@ async def test_a_question_of_infinite_patience_has_no_deadline(office: Office) -
     assert action.due is None
 
 
-async def test_a_reason_that_reads_like_another_ends_the_wait_for_the_result(office: Office) -> None:
+async def test_a_reason_that_reads_like_another_ends_the_wait_for_the_result(office: PatientOffice) -> None:
     handle = await office.app.submit(asks())
     await office.parked(handle.id)
     await handle.cancel("continued as planned")
@@ -147,7 +126,9 @@ async def receives(run: Run) -> list:
     return [first, await run.event("order"), await run.event("other")]
 
 
-async def test_events_are_received_in_order_each_once_sent_before_and_after_the_wait(office: Office) -> None:
+async def test_events_are_received_in_order_each_once_sent_before_and_after_the_wait(
+    office: PatientOffice,
+) -> None:
     handle = await office.app.submit(receives(), delay=5)
     await office.app.send(handle.id, "order", "one")
     await office.app.send(handle.id, "order", "two")
@@ -178,7 +159,9 @@ async def test_events_are_received_once_whatever_dies(lab: CrashLab) -> None:
             assert ended.output == ["one", "two", "three"], (write, moment)
 
 
-async def test_an_event_that_does_not_come_in_time_is_an_error_that_can_be_caught(office: Office) -> None:
+async def test_an_event_that_does_not_come_in_time_is_an_error_that_can_be_caught(
+    office: PatientOffice,
+) -> None:
     @job
     async def waits(run: Run) -> str:
         try:
@@ -259,7 +242,7 @@ async def test_a_wait_is_written_as_open_even_if_its_answer_is_there_before_the_
 # --- time and memory ------------------------------------------------------------------------------------
 
 
-async def test_a_long_sleep_leaves_memory_and_ends_on_time(office: Office) -> None:
+async def test_a_long_sleep_leaves_memory_and_ends_on_time(office: PatientOffice) -> None:
     left: list[str] = []
 
     @job
@@ -279,7 +262,7 @@ async def test_a_long_sleep_leaves_memory_and_ends_on_time(office: Office) -> No
     assert left == ["memory", "memory"]
 
 
-async def test_a_call_on_a_closed_handle_never_returns_and_never_raises(office: Office) -> None:
+async def test_a_call_on_a_closed_handle_never_returns_and_never_raises(office: PatientOffice) -> None:
     after: list[str] = []
 
     @job
@@ -299,7 +282,7 @@ async def test_a_call_on_a_closed_handle_never_returns_and_never_raises(office: 
 
 
 @pytest.mark.parametrize("holds", ["timeout", "group"])
-async def test_an_open_timeout_or_task_group_keeps_the_run_warm(office: Office, holds: str) -> None:
+async def test_an_open_timeout_or_task_group_keeps_the_run_warm(office: PatientOffice, holds: str) -> None:
     left: list[str] = []
 
     @job
@@ -366,7 +349,7 @@ async def test_a_childs_result_or_failure_reaches_its_parent_whatever_dies(
         assert len(await lab.store.runs(parent=crashed.run.id)) == 1
 
 
-async def test_cancelling_a_parent_cancels_its_children(office: Office) -> None:
+async def test_cancelling_a_parent_cancels_its_children(office: PatientOffice) -> None:
     await office.worker.add_job(child_job)
     handle = await office.app.submit(parent_job("good"))
     (action,) = await until(office.app.actions)
@@ -471,7 +454,7 @@ async def test_a_deferred_function_that_was_done_is_not_done_again_after_a_crash
                 assert again[name] == (f'["{name}"]'.encode() not in done), (crashed.death, name)
 
 
-async def test_the_partial_output_stays_when_a_run_fails(office: Office) -> None:
+async def test_the_partial_output_stays_when_a_run_fails(office: PatientOffice) -> None:
     @job
     async def half(run: Run) -> None:
         await run.partial({"done": 1})
@@ -487,7 +470,9 @@ async def test_the_partial_output_stays_when_a_run_fails(office: Office) -> None
 # --- threads --------------------------------------------------------------------------------------------
 
 
-async def test_a_thread_has_one_active_run_and_others_are_refused_or_wait_their_turn(office: Office) -> None:
+async def test_a_thread_has_one_active_run_and_others_are_refused_or_wait_their_turn(
+    office: PatientOffice,
+) -> None:
     thread = office.app.thread()
     first = await office.app.submit(asks(), thread=thread)
     with pytest.raises(ThreadBusy, match=first.id):
@@ -551,7 +536,9 @@ async def test_progress_resets_the_count_of_takeovers(lab: CrashLab) -> None:
     assert [step.outcome for step in survived.steps] == [Outcome.VALUE] * 6
 
 
-async def test_what_a_finished_scope_deferred_is_done_though_the_run_left_memory(office: Office) -> None:
+async def test_what_a_finished_scope_deferred_is_done_though_the_run_left_memory(
+    office: PatientOffice,
+) -> None:
     cleaned: list[str] = []
 
     async def clean(what: str) -> None:
@@ -580,7 +567,7 @@ async def test_what_a_finished_scope_deferred_is_done_though_the_run_left_memory
     assert executed["inside"] == 1
 
 
-async def test_a_deferred_function_may_wait_for_people_and_children(office: Office) -> None:
+async def test_a_deferred_function_may_wait_for_people_and_children(office: PatientOffice) -> None:
     heard: list[object] = []
 
     @job
@@ -604,7 +591,7 @@ async def test_a_deferred_function_may_wait_for_people_and_children(office: Offi
     assert heard == [5, True]
 
 
-async def test_a_cancelled_endless_job_has_no_successor(office: Office) -> None:
+async def test_a_cancelled_endless_job_has_no_successor(office: PatientOffice) -> None:
     async def clean() -> None:
         executed["clean"] += 1
 
@@ -631,7 +618,7 @@ async def _following(app: Dayjob, run: str) -> str | None:
     return (await app.get(run)).next_run
 
 
-async def test_an_answer_after_the_deadline_is_refused(office: Office) -> None:
+async def test_an_answer_after_the_deadline_is_refused(office: PatientOffice) -> None:
     @job
     async def asks(run: Run) -> str:
         return str(await run.ask("Well?", timeout=60))
