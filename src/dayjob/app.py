@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -30,6 +30,7 @@ from dayjob.errors import (
 )
 from dayjob.events import Events, Subscriber
 from dayjob.jobs import Job, Request
+from dayjob.kept import MessageRecord, is_said
 from dayjob.keys import UNDO_SCOPE, attention_of, was_unwound
 from dayjob.limits import Limits, limits_fields
 from dayjob.models import Message, Model
@@ -37,7 +38,7 @@ from dayjob.prompts import request_json, split_hashes
 from dayjob.run import new_run
 from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, is_action, new_id
 from dayjob.steps import APPROVE, CHANGED, HAPPENED
-from dayjob.stores import InboxItem, Store, open_store
+from dayjob.stores import Answer, InboxItem, Store, open_store
 from dayjob.threads import in_a_thread
 from dayjob.values import Redactor, decode, encode, seconds_of
 from dayjob.worker import Worker
@@ -152,9 +153,16 @@ class Dayjob:
             raise InputError("the app is not open: use `async with Dayjob(…) as app:`")
         return self._store
 
-    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Calls `subscriber(name, fields)` for each event (see `dayjob.events.EVENTS`); returns how to stop it."""
-        return self.events.subscribe(subscriber)
+    def now(self) -> float:
+        """Seconds since the epoch, by the app's clock."""
+        return self._clock()
+
+    def subscribe(self, subscriber: Subscriber, run: str | None = None) -> Callable[[], None]:
+        """Calls `subscriber(name, fields)` for each event (see `dayjob.events.EVENTS`), or each of one run.
+
+        Returns how to stop it.
+        """
+        return self.events.subscribe(subscriber, run)
 
     @asynccontextmanager
     async def worker(
@@ -197,13 +205,17 @@ class Dayjob:
         tags: Iterable[str] = (),
         when_busy: str = "refuse",
         source: str | None = None,
+        project: str = PROJECT,
+        details: dict[str, Any] | None = None,
+        messages: Sequence[MessageRecord] = (),
     ) -> Handle:
         """Queues a run; it is durable when this returns.
 
         The same `key` for the same job gives the run that is there already; with other input it raises
         SubmitConflict. A higher `priority` goes first. `delay` is in seconds. A `thread` has one active
         run: a second raises ThreadBusy, or waits its turn with `when_busy="enqueue"`. `limits` are for
-        the run and all its children together.
+        the run and all its children together. `details` are kept with the run for its client, and `messages`
+        added to its thread, if the run is queued.
         """
         if not isinstance(request, Request):
             raise InputError(
@@ -214,7 +226,7 @@ class Dayjob:
         thread_id = thread.id if isinstance(thread, Thread) else thread
         if not isinstance(limits, Limits | None):
             raise InputError(f"limits: expected Limits(…), got {type(limits).__name__}")
-        for name, text in (("key", key), ("thread", thread_id), ("source", source)):
+        for name, text in (("key", key), ("thread", thread_id), ("source", source), ("project", project)):
             _check_text(name, text)
         _check_text("queue", queue, needed=True)
         _check_priority(priority)
@@ -222,14 +234,15 @@ class Dayjob:
         await self._make_known(request.job)
         now = self._clock()
         record = new_run(
-            request, self.redact(request.input), now, home=thread_id, thread=thread_id, project=PROJECT,
+            request, self.redact(request.input), now, home=thread_id, thread=thread_id, project=project,
             queue=queue, priority=priority, submit_key=key, source=source, tags=encode(list(tags)) if tags else None,
+            details=None if details is None else self.redact(encode(details)),
         )  # fmt: skip
         if limits is not None:
             record.limits, record.budget = limits.to_json(), record.id
         if delay > 0:
             record.admitted, record.due = 0, now + delay
-        stored = await self.store.submit(record, when_busy)
+        stored = await self.store.submit(record, when_busy, messages)
         for worker in self._workers:
             worker.poke()
         return Handle(self, stored.id, request.job)
@@ -318,11 +331,19 @@ class Dayjob:
         """
         by, reason = self._told("by", by), self._told("reason", reason)
         action = await self._action(run_id, action_id)
-        data = self.redact(encode(value))
-        if action.schema:
-            data = encode(fitting(action, orjson.loads(data)))
+        data = self._fitting(action, value)
         if not await self.store.answer(run_id, action.key, data, by, reason, action.attempt):
             raise UnknownAction(f"{run_id}: {action_id!r} was answered meanwhile, or its time is up")
+        self._poke(run_id)
+
+    async def answer_all(self, run_id: str, values: Mapping[str, Any], by: str | None = None) -> None:
+        """Answers actions together, by id: all of them, or none. Raises as `answer` does."""
+        by, answers = self._told("by", by), []
+        for action_id, value in values.items():
+            action = await self._action(run_id, action_id)
+            answers.append(Answer(action.key, action.attempt, self._fitting(action, value)))
+        if not await self.store.answer_all(run_id, answers, by):
+            raise UnknownAction(f"{run_id}: one of these was answered meanwhile, or its time is up")
         self._poke(run_id)
 
     async def approve(self, run_id: str, action_id: str, by: str | None = None) -> None:
@@ -409,6 +430,10 @@ class Dayjob:
         """What a person says, as it may be stored. Raises InputError for what no column of text can hold."""
         _check_text(name, text)
         return None if text is None else self.redact.text(text)
+
+    def _fitting(self, action: Action, value: Any) -> bytes:
+        data = self.redact(encode(value))
+        return encode(fitting(action, orjson.loads(data))) if action.schema else data
 
     def _know(self, job: Job) -> None:
         if not isinstance(job, Job):
@@ -546,7 +571,7 @@ class Handle:
         """
         seen, status = int(after), None
         transient: asyncio.Queue[RunEvent] = asyncio.Queue(10_000)
-        unsubscribe = self._app.subscribe(lambda name, fields: self._note(transient, name, fields))
+        unsubscribe = self._app.subscribe(lambda name, fields: self._note(transient, name, fields), self.id)
         opened: set[str] = set()
         try:
             while True:
@@ -578,7 +603,7 @@ class Handle:
             unsubscribe()
 
     def _note(self, queue: asyncio.Queue[RunEvent], name: str, fields: dict[str, Any]) -> None:
-        if fields.get("run") != self.id or queue.full():
+        if queue.full():
             return
         transient = name in (
             "step.started",
@@ -605,8 +630,10 @@ class Thread:
         if isinstance(message, str):
             message = {"role": "user", "content": message}
         await self._app.store.create_thread(PROJECT, self.id)
-        id: str = await self._app.store.append_message(self.id, self._app.redact(encode(message)))
-        return id
+        data = self._app.redact(encode(message))
+        record = MessageRecord(new_id("msg"), data, self._app.now(), said=is_said(message))
+        await self._app.store.append_message(self.id, record)
+        return record.id
 
 
 class Memory:

@@ -79,7 +79,14 @@ class SubmitConflict(DayjobError):
 
 
 class ThreadBusy(DayjobError):
-    """The thread already has an active run. Wait for it, cancel it, or submit with when_busy="enqueue"."""
+    """The thread already has an active run. Wait for it, cancel it, or submit with when_busy="enqueue".
+
+    `run` is the id of that run.
+    """
+
+    def __init__(self, message: str | None = None, run: str = "") -> None:
+        self.run = run
+        super().__init__(message)
 
 
 class WrongStatus(DayjobError):

@@ -45,22 +45,27 @@ class Events:
 
     def __init__(self) -> None:
         self._subscribers: list[Subscriber] = []
+        self._of_run: dict[str, list[Subscriber]] = {}
         self.active = False
 
-    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Adds a subscriber; the function returned takes it off again."""
-        self._subscribers.append(subscriber)
+    def subscribe(self, subscriber: Subscriber, run: str | None = None) -> Callable[[], None]:
+        """Adds a subscriber, to all events or those of one run; the function returned takes it off again."""
+        group = self._subscribers if run is None else self._of_run.setdefault(run, [])
+        group.append(subscriber)
         self.active = True
 
         def unsubscribe() -> None:
-            if subscriber in self._subscribers:
-                self._subscribers.remove(subscriber)
-            self.active = bool(self._subscribers)
+            if subscriber in group:
+                group.remove(subscriber)
+            if run is not None and not group and self._of_run.get(run) is group:
+                del self._of_run[run]
+            self.active = bool(self._subscribers or self._of_run)
 
         return unsubscribe
 
     def emit(self, name: str, /, **fields: Any) -> None:
-        for subscriber in tuple(self._subscribers):
+        of_run = self._of_run.get(fields.get("run", ""), ())
+        for subscriber in (*self._subscribers, *of_run):
             try:
                 subscriber(name, fields)
             except Exception:  # who only watches must not break what is watched

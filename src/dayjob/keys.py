@@ -24,6 +24,11 @@ class Fate(Enum):
     NOT_DONE = "not done"
 
 
+def message_id(run: str, step: str, attempt: int) -> str:
+    """The id of the message that a model step says: known before it is said, and the same after a crash."""
+    return f"msg_{digest(canonical([run, step, attempt])).hex()}"
+
+
 def fate_of(row: StepRecord) -> Fate:
     if row.value is not None:
         return Fate.DONE

@@ -11,6 +11,8 @@ import orjson
 
 from dayjob.errors import DayjobError, InputError, InvalidAnswer, NotJSON, StepError, ValueTooLarge
 from dayjob.journal import error_bytes
+from dayjob.kept import MessageRecord
+from dayjob.keys import message_id
 from dayjob.models import Message, Model, ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.prompts import Prompt
 from dayjob.retry import Again, RetryPolicy, decide
@@ -21,6 +23,8 @@ from dayjob.tools import definition_of
 from dayjob.values import convert, schema_of
 
 FENCE = "```"
+CUT_OFF = {"length": "max_tokens", "content_filter": "content_filter"}
+"""Why an answer is not whole, by how it finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +45,21 @@ class Reply:
 
     @property
     def message(self) -> Message:
-        message: Message = {
-            "role": "assistant",
-            "content": self.text or None if self.tool_calls else self.text,
-        }
-        if self.tool_calls:
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in self.tool_calls
-            ]
-        return message
+        return message_of(self)
+
+
+def message_of(reply: Reply | ModelReply) -> Message:
+    """A reply as a chat-style message."""
+    message: Message = {
+        "role": "assistant",
+        "content": reply.text or None if reply.tool_calls else reply.text,
+    }
+    if reply.tool_calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in reply.tool_calls
+        ]
+    return message
 
 
 class ModelCall:
@@ -69,6 +74,7 @@ class ModelCall:
         returns: Any,
         max_tokens: int | None,
         options: dict[str, Any],
+        append: bool = False,
     ) -> None:
         messages: list[Message] = (
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -87,6 +93,7 @@ class ModelCall:
         self.schema = None if returns is None else schema_of(returns)
         self.max_tokens = max_tokens
         self.options = options
+        self.append = append
 
     async def perform(
         self,
@@ -112,6 +119,7 @@ class ModelCall:
             failed += 1
             started = run.journal.clock()
             reply, error, again = None, missing, None
+            pieces: list[str] = []
             held, billed = None, True
             before = cancellings()
             limit = asyncio.timeout(timeout)
@@ -120,13 +128,14 @@ class ModelCall:
                     if run.keeper.budget is not None:
                         held = await self._hold(run, model, key, prompt)
                         started = run.journal.clock()
-                    reply = await self._ask(run, model, key, name, failed, prompt, limit, held)
+                    reply = await self._ask(run, model, key, name, prompt, limit, held, pieces)
                     self._value(reply)
             except asyncio.CancelledError:
                 if run.scope.closed or cancellings() > before:
                     if held is not None:
                         held.spend_all()
-                    run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None)
+                    cut_off = self._said(run, key, started, {"content": "".join(pieces)}, "run_cancelled")
+                    run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None, append=cut_off)
                     raise
                 error = StepError("CancelledError", f"model step {name!r} cancelled itself", step=key)
             except InvalidAnswer as problem:
@@ -145,10 +154,13 @@ class ModelCall:
             )
             run.scope.prompt = prompt
             prompt.stored_by = f"{row.attempt}:{row.key}"
+            more: dict[str, Any] = {"messages": prompt.new}
+            if again is None and self.append:
+                more["append"] = self._message(run, row, reply, "".join(pieces))
             if held is None:
-                await run.commit(row, messages=prompt.new)
+                await run.commit(row, **more)
             else:
-                await held.commit(row, reply, billed, messages=prompt.new)
+                await held.commit(row, reply, billed, **more)
             if error is None and reply is not None:
                 return self._reply_of(row, orjson.loads(row.value or b"{}"))
             assert error is not None
@@ -198,17 +210,18 @@ class ModelCall:
         model: Model | None,
         key: str,
         name: str,
-        attempt: int,
         prompt: Prompt,
         limit: asyncio.Timeout,
         held: Hold | None,
+        pieces: list[str],
     ) -> ModelReply:
         assert model is not None
-        events = run.keeper.events
+        events, attempt = run.keeper.events, run.journal.attempts_of(key) + 1
         if events.active:
             events.emit("step.started", run=run.id, key=key, name=name, kind=Kind.MODEL, attempt=attempt)
 
         def on_text(text: str) -> None:
+            pieces.append(text)
             if events.active and not run.scope.closed:
                 events.emit("step.text", run=run.id, key=key, attempt=attempt, text=text)
 
@@ -219,6 +232,32 @@ class ModelCall:
                 return await model.reply(request, on_text)
         finally:
             run.keeper.busy -= 1
+
+    def _message(
+        self, run: Steps, row: StepRecord, reply: ModelReply | None, pieces: str
+    ) -> tuple[str, MessageRecord] | None:
+        """What was said, for the run's thread: the reply, or what came of it before it broke off."""
+        if reply is None:
+            return self._said(run, row.key, row.started, {"content": pieces}, "run_failed", row.attempt)
+        why = CUT_OFF.get(reply.finish)
+        return self._said(run, row.key, row.started, message_of(reply), why, row.attempt)
+
+    def _said(
+        self,
+        run: Steps,
+        key: str,
+        started: float,
+        message: Message,
+        why: str | None,
+        attempt: int | None = None,
+    ) -> tuple[str, MessageRecord] | None:
+        thread, said = run.keeper.record.thread, bool(message.get("content"))
+        if not self.append or thread is None or not (said or message.get("tool_calls")):
+            return None
+        id = message_id(run.id, key, attempt or run.journal.attempts_of(key) + 1)
+        details = None if why is None else orjson.dumps({"incomplete": why})
+        data = run.encode("append", {"role": "assistant", **message})
+        return thread, MessageRecord(id, data, started, run=run.id, said=said, details=details)
 
     def _value(self, reply: ModelReply) -> Any:
         """The answer as `returns=` asks for it. Raises InvalidAnswer, with words for the model."""

@@ -18,6 +18,7 @@ from dayjob.errors import InputError, StepError
 from dayjob.jobs import Request
 from dayjob.join import Join
 from dayjob.journal import Scope, error_bytes
+from dayjob.kept import MessageRecord, is_said
 from dayjob.limits import Left
 from dayjob.models import Message, Model
 from dayjob.replies import ModelCall, Reply
@@ -133,6 +134,7 @@ class Run(Steps):
         retry: RetryPolicy = MODEL_RETRY,
         timeout: float | None = None,
         corrections: int = 2,
+        append: bool = False,
         **options: Any,
     ) -> Reply:
         """One model call. Nothing is added to what you wrote.
@@ -141,13 +143,14 @@ class Run(Steps):
         `tools` are tools, typed functions or function definitions; they are offered, not executed.
         With `returns` (a type), its JSON schema is sent, and the answer is validated: one that does not
         fit is sent back with the validation error, at most `corrections` times, each time a row of its
-        own. `options` go to the model as they are. Raises StepError: of type ModelRefused,
+        own. With `append`, the answer becomes a message of the run's thread, in the same transaction; so does what was
+        said of one that is cut off. `options` go to the model as they are. Raises StepError: of type ModelRefused,
         ModelUnavailable and so on, or InvalidAnswer.
         """
         timeout = timeout_of(timeout)
         key = await self.begin(name)
         try:
-            call = ModelCall(prompt, model, instructions, tools, returns, max_tokens, options)
+            call = ModelCall(prompt, model, instructions, tools, returns, max_tokens, options, append)
             return await call.perform(self, key, name, retry, timeout, corrections)
         finally:
             self.scope.current = None
@@ -506,11 +509,7 @@ class RunThread:
         """The messages so far; on replay the same ones."""
         store = self._run.journal.store
 
-        async def count() -> int:
-            found = await patiently(lambda: store.thread_messages(self.id))
-            return found[-1][0] if found else 0
-
-        up_to = await self._run.value("messages", count)
+        up_to = await self._run.value("messages", lambda: patiently(lambda: store.thread_length(self.id)))
         found = await patiently(lambda: store.thread_messages(self.id, up_to))
         return [orjson.loads(message) for _, _, message in found]
 
@@ -519,7 +518,10 @@ class RunThread:
         if isinstance(message, str):
             message = {"role": "assistant", "content": message}
         data = self._run.encode("append", message)
-        await self._run.note_down("append", message, append=(self.id, new_id("msg"), data))
+        record = MessageRecord(
+            new_id("msg"), data, self._run.journal.clock(), run=self._run.id, said=is_said(message)
+        )
+        await self._run.note_down("append", message, append=(self.id, record))
 
 
 def new_run(

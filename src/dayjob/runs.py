@@ -144,6 +144,7 @@ class RunRecord:
     claims, `wakes` counts events from outside, `attempts` counts takeovers without progress.
     `attention` counts the effects that a person has to look into: those not undone, or of unknown outcome.
     `budget` is the run whose budget it draws on: its root, or the run that its root went on from.
+    `details` is what a client keeps with it, and no job is told.
     `dollars` is None while the run is not over, and when the price of one of its calls is unknown.
     """
 
@@ -189,6 +190,7 @@ class RunRecord:
     steps: int | None
     next_run: str | None
     attention: int
+    details: bytes | None
     output: bytes | None
     error: bytes | None
     input: bytes | None = field(default=None)

@@ -481,6 +481,7 @@ class Steps:
         started: float,
         fingerprint: bytes | None,
         input: bytes | None,
+        **more: Any,
     ) -> None:
         if self.scope.closed:
             return
@@ -488,7 +489,7 @@ class Steps:
         row = self.journal.row(
             self.scope.path, key, name, kind, Outcome.CANCELLED, started, fingerprint, input=input
         )
-        self.journal.put((row,))
+        self.journal.put((row,), **more)
         if self.keeper.events.active:
             self.announce(row)
 

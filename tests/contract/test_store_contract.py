@@ -17,6 +17,7 @@ import pytest
 from dayjob import Run, job
 from dayjob.errors import StoreError, SubmitConflict, ThreadBusy, UnknownRun
 from dayjob.jobs import Request
+from dayjob.kept import MessageRecord
 from dayjob.run import new_run
 from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord
 from dayjob.stores import (
@@ -459,7 +460,7 @@ async def test_an_entry_sent_again_writes_each_of_its_parts_once(store: Store) -
     opened.outcome, opened.seq, opened.value = Outcome.VALUE, 1, b"1"
     note = row(run, "append", 2, kind=Kind.NOTE)
     for _ in range(2):
-        sent = put(store, run, note, append=("t1", "msg_1", b'{"role":"user"}'))
+        sent = put(store, run, note, append=("t1", MessageRecord("msg_1", b'{"role":"user"}', 1.0)))
         assert await put(store, run, update=(opened,), consumed="evt_1") == "durable"
         assert await sent == "durable"
     assert await keys(store, run) == [("event", 1), ("append", 2)]
@@ -1336,16 +1337,19 @@ async def test_a_poisoned_run_gives_its_thread_to_the_next(store: Store) -> None
 
 async def test_messages_of_a_thread_are_numbered_and_read_up_to_a_number(store: Store) -> None:
     await store.create_thread("default", "t1")
-    ids = [await store.append_message("t1", b'{"n":%d}' % number) for number in (1, 2, 3)]
-    await store.append_message("t2", b'{"n":9}')
+    for number in (1, 2, 3):
+        await store.append_message("t1", MessageRecord(f"m{number}", b'{"n":%d}' % number, 1.0))
+    await store.append_message("t2", MessageRecord("m9", b'{"n":9}', 1.0))
     found = await store.thread_messages("t1")
-    assert found == [(1, ids[0], b'{"n":1}'), (2, ids[1], b'{"n":2}'), (3, ids[2], b'{"n":3}')]
+    assert found == [(1, "m1", b'{"n":1}'), (2, "m2", b'{"n":2}'), (3, "m3", b'{"n":3}')]
     assert [n for n, _, _ in await store.thread_messages("t1", 2)] == [1, 2]
+    assert (await store.thread_length("t1"), await store.thread_length("t3")) == (3, 0)
 
 
 async def test_many_who_append_at_once_leave_no_gap(bench: Bench) -> None:
     stores = [bench.open() for _ in range(2)]
-    await asyncio.gather(*(store.append_message("t1", b"{}") for store in stores for _ in range(20)))
+    messages = [MessageRecord(f"m{number}", b"{}", 1.0) for number in range(40)]
+    await asyncio.gather(*(stores[n % 2].append_message("t1", each) for n, each in enumerate(messages)))
     assert [n for n, _, _ in await stores[0].thread_messages("t1")] == list(range(1, 41))
 
 

@@ -1,6 +1,7 @@
 """The store on SQLite: WAL, synchronous=FULL, one writer thread a process, readers that never block on it.
 
-Here are the verbs that write; `SQLiteReads` has those that read.
+Here are the verbs that a run meets; `SQLiteReads` has those that read, `SQLiteThreads` and `SQLiteObjects`
+those on what is kept beside runs.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dayjob.errors import StoreError, SubmitConflict, ThreadBusy, UnknownRun
-from dayjob.runs import RunRecord, Status, StepRecord, new_id
+from dayjob.kept import MessageRecord
+from dayjob.runs import RunRecord, Status, StepRecord
 from dayjob.stores import (
+    Answer,
     Beat,
     End,
     Entry,
@@ -40,8 +43,10 @@ from dayjob.stores.sqlite_ends import (
     warn_of_deadlines,
 )
 from dayjob.stores.sqlite_file import MIGRATIONS
-from dayjob.stores.sqlite_reads import SQLiteReads, load
+from dayjob.stores.sqlite_objects import SQLiteObjects
+from dayjob.stores.sqlite_reads import load
 from dayjob.stores.sqlite_rows import CLAIMABLE, ENDED, HELD, PARKED, RUN_FIELDS, input_of, insert_run, run_of
+from dayjob.stores.sqlite_threads import APPEND, CREATE_THREAD, active_run, append, append_values
 from dayjob.stores.writer import INSERT_STEP, FairLock, Writer, step_values, translated
 from dayjob.threads import in_a_thread
 
@@ -55,7 +60,6 @@ INSERT INTO memory (home, name, value, updated)
 SELECT project, :name, :value, :now FROM runs WHERE home = :home AND id = :run
 ON CONFLICT DO UPDATE SET value = excluded.value, updated = excluded.updated
 """
-_CREATE_THREAD = "INSERT INTO threads (home, id, project, created) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
 # The id stays, so that what is sent again under it does not arrive again.
 _CONSUME = "UPDATE inbox SET taken = 1, value = x'' WHERE home = :home AND run = :run AND id = :id"
 _JUDGE = (
@@ -68,15 +72,9 @@ UPDATE steps SET outcome = :outcome, seq = :seq, started = :started, ended = :en
  WHERE home = :home AND run = :run AND key = :key AND attempt = :attempt
 """
 _SUPERSEDE = "UPDATE steps SET outcome = 'superseded' WHERE home = ? AND run = ? AND key = ? AND attempt = ?"
-_APPEND = """
-INSERT INTO thread_messages (home, thread, n, id, run, message, created)
-SELECT :home, :thread, (SELECT coalesce(max(n), 0) + 1 FROM thread_messages WHERE home = :home AND thread = :thread),
-       :id, :run, :message, :now
- WHERE NOT EXISTS (SELECT 1 FROM thread_messages WHERE home = :home AND thread = :thread AND id = :id)
-"""
 
 
-class SQLiteStore(SQLiteReads):
+class SQLiteStore(SQLiteObjects):
     """See `Store`. `?synchronous=normal|off` in the URL trades durability for speed; the default is full."""
 
     def __init__(
@@ -119,16 +117,8 @@ class SQLiteStore(SQLiteReads):
             name, value = entry.memory
             statements.append((_REMEMBER_FOR_RUN, {**fence, "name": name, "value": value, "now": now}))
         if entry.append is not None:
-            thread, id, message = entry.append
-            values = {
-                "home": thread,
-                "thread": thread,
-                "run": entry.run,
-                "id": id,
-                "message": message,
-                "now": now,
-            }
-            statements.append((_APPEND, values))
+            thread, message = entry.append
+            statements.append((APPEND, append_values(thread, message)))
         if entry.consumed is not None:
             statements.append((_CONSUME, {**fence, "id": entry.consumed}))
         if entry.verdict is not None:
@@ -145,11 +135,13 @@ class SQLiteStore(SQLiteReads):
 
     # --- the life of a run ---------------------------------------------------------------------
 
-    async def submit(self, run: RunRecord, when_busy: str = "refuse") -> RunRecord:
+    async def submit(
+        self, run: RunRecord, when_busy: str = "refuse", messages: Sequence[MessageRecord] = ()
+    ) -> RunRecord:
         """Queues a run. The same key with the same input gives the run that is there already.
 
-        Raises SubmitConflict for the same key with other input, ThreadBusy if its thread has an active
-        run and `when_busy` is "refuse"; with "enqueue" it waits its turn.
+        `messages` are added to its thread before. Raises SubmitConflict for the same key with other input,
+        ThreadBusy if its thread has an active run and `when_busy` is "refuse"; with "enqueue" it waits its turn.
         """
 
         def transaction(connection: sqlite3.Connection) -> RunRecord:
@@ -168,18 +160,17 @@ class SQLiteStore(SQLiteReads):
                         )
                     return found
             if run.thread is not None:
-                connection.execute(_CREATE_THREAD, (run.home, run.thread, run.project, run.created))
-                busy = connection.execute(
-                    f"SELECT id FROM runs WHERE thread = ? AND status NOT IN {ENDED}",
-                    (run.thread,),
-                ).fetchone()
-                if busy and when_busy == "refuse":
+                connection.execute(CREATE_THREAD, (run.thread, run.project, run.created, None))
+                busy = active_run(connection, run.thread)
+                if busy is not None and when_busy == "refuse":
                     raise ThreadBusy(
-                        f"thread {run.thread} already has an active run, {busy[0]}. "
-                        'Wait for it, cancel it, or submit with when_busy="enqueue".'
+                        f"thread {run.thread} already has an active run, {busy}. "
+                        'Wait for it, cancel it, or submit with when_busy="enqueue".',
+                        busy,
                     )
-                if busy:
+                if busy is not None:
                     run.admitted = 0
+                append(connection, run.thread, messages)
             for statement, values in insert_run(run):
                 connection.execute(statement, values)
             open_budget(connection, run)
@@ -376,21 +367,35 @@ class SQLiteStore(SQLiteReads):
         attempt: int | None = None,
     ) -> bool:
         """Records the answer to an open step and wakes its run. False: there is no such open step."""
+        return await self.answer_all(run, [Answer(key, attempt, value)], by, reason)
+
+    async def answer_all(
+        self, run: str, answers: Sequence[Answer], by: str | None = None, reason: str | None = None
+    ) -> bool:
+        """Records answers to open steps, all or none, and wakes their run. False: one of the steps is not open."""
 
         def transaction(connection: sqlite3.Connection) -> bool:
             home = _home_of(connection, run)
             now = self._clock()
-            changed = connection.execute(
-                "UPDATE steps SET answer = ?, answered_at = ?, answered_by = ?, answer_reason = ? "
-                "WHERE home = ? AND run = ? AND key = ? AND outcome IS NULL AND answer IS NULL "
-                "AND (due IS NULL OR due > ?) AND attempt = coalesce(?, attempt) "
-                "AND EXISTS (SELECT 1 FROM runs WHERE home = steps.home AND id = steps.run "
-                f"AND status NOT IN {ENDED} AND (status <> 'unwinding' OR substr(steps.scope, 1, 1) = '#'))",
-                (value, now, by, reason, home, run, key, now, attempt),
-            ).rowcount
-            if changed:
+            connection.execute("SAVEPOINT answers")
+            changed = sum(
+                connection.execute(
+                    "UPDATE steps SET answer = ?, answered_at = ?, answered_by = ?, answer_reason = ? "
+                    "WHERE home = ? AND run = ? AND key = ? AND outcome IS NULL AND answer IS NULL "
+                    "AND (due IS NULL OR due > ?) AND attempt = coalesce(?, attempt) "
+                    "AND EXISTS (SELECT 1 FROM runs WHERE home = steps.home AND id = steps.run "
+                    f"AND status NOT IN {ENDED} AND (status <> 'unwinding' OR substr(steps.scope, 1, 1) = '#'))",
+                    (each.value, now, by, reason, home, run, each.key, now, each.attempt),
+                ).rowcount
+                for each in answers
+            )
+            complete = changed == len(answers)
+            if not complete:
+                connection.execute("ROLLBACK TO answers")
+            connection.execute("RELEASE answers")
+            if complete:
                 wake(connection, home, run)
-            return bool(changed)
+            return complete
 
         return await self._writer.run(transaction)
 
@@ -509,26 +514,6 @@ class SQLiteStore(SQLiteReads):
     async def remember(self, project: str, name: str, value: bytes) -> None:
         values = {"project": project, "name": name, "value": value, "now": self._clock()}
         await self._execute(_REMEMBER, values)
-
-    async def create_thread(self, project: str, thread: str) -> None:
-        await self._execute(_CREATE_THREAD, (thread, thread, project, self._clock()))
-
-    async def append_message(self, thread: str, message: bytes) -> str:
-        """Adds a message to a thread, and returns its id."""
-        id = new_id("msg")
-
-        def transaction(connection: sqlite3.Connection) -> str:
-            values = {"home": thread, "thread": thread, "id": id, "run": None, "message": message}
-            connection.execute(_APPEND, {**values, "now": self._clock()})
-            return id
-
-        return await self._writer.run(transaction)
-
-    async def _execute(self, statement: str, values: Any) -> None:
-        def transaction(connection: sqlite3.Connection) -> None:
-            connection.execute(statement, values)
-
-        await self._writer.run(transaction)
 
     # --- from a thread of its own: the heartbeat -----------------------------------------------
 

@@ -52,6 +52,7 @@ CREATE TABLE runs (
     steps           INTEGER,
     next_run        TEXT,                       -- continue_as: the run that goes on
     attention       INTEGER NOT NULL DEFAULT 0, -- effects that a person has to look into
+    details         BLOB,                       -- what its client keeps with it, as JSON
     output          BLOB,
     error           BLOB,
     PRIMARY KEY (home, id)
@@ -67,6 +68,7 @@ CREATE INDEX runs_claimable ON runs (queue, priority DESC, id, job, version)
 CREATE INDEX runs_held ON runs (worker) WHERE worker IS NOT NULL;
 CREATE INDEX runs_due ON runs (due) WHERE due IS NOT NULL;
 CREATE INDEX runs_parent ON runs (parent) WHERE parent IS NOT NULL;
+CREATE INDEX runs_of_thread ON runs (thread, created, id) WHERE thread IS NOT NULL;
 CREATE INDEX runs_enqueued_thread ON runs (thread, id) WHERE admitted = 0 AND thread IS NOT NULL;
 
 -- A run's input stands apart, so that a change of status never rewrites it.
@@ -181,8 +183,11 @@ CREATE TABLE threads (
     id      TEXT NOT NULL,
     project TEXT NOT NULL,
     created REAL NOT NULL,
+    details BLOB,                               -- what its client keeps with it, as JSON
     PRIMARY KEY (home, id)
 );
+
+CREATE INDEX threads_made ON threads (project, created, id);
 
 CREATE TABLE thread_messages (
     home    TEXT    NOT NULL,
@@ -190,10 +195,16 @@ CREATE TABLE thread_messages (
     n       INTEGER NOT NULL,
     id      TEXT    NOT NULL,
     run     TEXT,
-    message BLOB    NOT NULL,
+    message BLOB    NOT NULL,                   -- as a model is told it
     created REAL    NOT NULL,
+    said    INTEGER NOT NULL DEFAULT 1,         -- 0: tool calls and their results, which people do not read
+    details BLOB,                               -- what its client keeps with it, and no model is told
     PRIMARY KEY (home, thread, n)
 );
+
+CREATE UNIQUE INDEX thread_messages_id ON thread_messages (home, thread, id);
+CREATE INDEX thread_messages_said ON thread_messages (home, thread, n) WHERE said = 1;
+CREATE INDEX thread_messages_run ON thread_messages (home, thread, run, n) WHERE run IS NOT NULL AND said = 1;
 
 CREATE TABLE memory (
     home    TEXT NOT NULL,                      -- the project: memory outlives threads
@@ -201,6 +212,42 @@ CREATE TABLE memory (
     value   BLOB NOT NULL,
     updated REAL NOT NULL,
     PRIMARY KEY (home, name)
+);
+
+-- What clients keep beside threads and runs, as JSON: assistants, files, the steps of imported runs.
+CREATE TABLE objects (
+    home    TEXT NOT NULL,                      -- the project
+    kind    TEXT NOT NULL,                      -- assistant, file, …
+    id      TEXT NOT NULL,
+    created REAL NOT NULL,
+    body    BLOB NOT NULL,
+    PRIMARY KEY (home, kind, id)
+);
+
+CREATE INDEX objects_made ON objects (home, kind, created, id);
+
+-- Who may come in. Of a key only the hash is kept, and the first characters, to tell it by.
+CREATE TABLE api_keys (
+    id      TEXT NOT NULL PRIMARY KEY,
+    hash    BLOB NOT NULL UNIQUE,
+    start   TEXT NOT NULL,
+    project TEXT NOT NULL,
+    role    TEXT NOT NULL,                      -- admin, member
+    name    TEXT NOT NULL,
+    created REAL NOT NULL,
+    revoked REAL
+);
+
+-- Who did what: one row for each request that changes something, or was refused for who asked.
+CREATE TABLE audit (
+    home    TEXT    NOT NULL,                   -- the project
+    n       INTEGER NOT NULL,
+    at      REAL    NOT NULL,
+    who     TEXT    NOT NULL,                   -- the id of the API key, or "anyone"
+    action  TEXT    NOT NULL,                   -- method and path
+    status  INTEGER NOT NULL,
+    request TEXT    NOT NULL,                   -- the id that the client was told
+    PRIMARY KEY (home, n)
 );
 
 CREATE TABLE workers (

@@ -1,0 +1,92 @@
+"""What is kept beside runs: conversations and their messages, objects of clients, API keys. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRecord:
+    """A conversation. `details` is JSON that its client keeps with it."""
+
+    id: str
+    project: str
+    created: float
+    details: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRecord:
+    """One message of a thread; `n` is its place, from 1.
+
+    `message` is the chat-style message that models are told, as JSON. `details` is JSON that its client
+    keeps with it, and no model is told. `said`: it is one that people read, and not tool calls alone, or
+    the result of one. `run` is the run that said it.
+    """
+
+    id: str
+    message: bytes
+    created: float
+    n: int = 0
+    run: str | None = None
+    said: bool = True
+    details: bytes | None = None
+
+
+def is_said(message: Mapping[str, Any]) -> bool:
+    """Whether people read a chat-style message, and not only a model."""
+    return message.get("role") in ("user", "assistant") and bool(message.get("content"))
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """Something that a client keeps: an assistant, a file. `body` is JSON."""
+
+    kind: str
+    id: str
+    created: float
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """An API key, by the hash of its secret; `start` is how the secret begins."""
+
+    id: str
+    hash: bytes
+    start: str
+    project: str
+    role: str
+    name: str
+    created: float
+    revoked: float | None = None
+
+
+class AuditRecord(NamedTuple):
+    """One request: who asked for what, and what the answer was."""
+
+    at: float
+    who: str
+    action: str
+    status: int
+    request: str
+
+
+class Page(NamedTuple):
+    """Which part of a list is wanted: up to `limit`, beyond the ids `after` and `before`, newest first."""
+
+    limit: int = 20
+    ascending: bool = False
+    after: str | None = None
+    before: str | None = None
+
+
+class Found(NamedTuple, Generic[T]):
+    """A page of a list, and whether there is more beyond it."""
+
+    rows: list[T]
+    more: bool

@@ -1,0 +1,190 @@
+"""Conversations: the verbs on threads and their messages, for whoever keeps them from outside a run."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from dayjob.errors import ThreadBusy
+from dayjob.kept import Found, MessageRecord, Page, ThreadRecord
+from dayjob.runs import RunRecord
+from dayjob.stores.sqlite_pages import page_of
+from dayjob.stores.sqlite_reads import SQLiteReads
+from dayjob.stores.sqlite_rows import ENDED, RUN_FIELDS, input_of, run_of
+from dayjob.stores.writer import Writer
+
+_THREAD = "id, project, created, details"
+_MESSAGE = "id, message, created, n, run, said, details"
+# A message that is there already stays as it is: what is sent again changes nothing.
+APPEND = """
+INSERT INTO thread_messages (home, thread, n, id, run, message, created, said, details)
+SELECT :thread, :thread, (SELECT coalesce(max(n), 0) + 1 FROM thread_messages WHERE home = :thread AND thread = home),
+       :id, :run, :message, :created, :said, :details
+ WHERE true ON CONFLICT (home, thread, id) DO NOTHING
+"""
+CREATE_THREAD = """
+INSERT INTO threads (home, id, project, created, details) VALUES (?1, ?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING
+"""
+# Everything of a run that is over lies in the home of its thread.
+_OF_HOME = ("runs", "inputs", "steps", "messages", "budgets", "reservations", "inbox")
+
+
+class SQLiteThreads(SQLiteReads):
+    """See `Store`."""
+
+    _writer: Writer
+
+    async def create_thread(
+        self, project: str, thread: str, details: bytes | None = None, messages: Sequence[MessageRecord] = (),
+        created: float | None = None,
+    ) -> None:  # fmt: skip
+        """Makes a thread with its first messages. One that is there already stays as it is."""
+
+        def transaction(connection: sqlite3.Connection) -> None:
+            at = self._clock() if created is None else created
+            connection.execute(CREATE_THREAD, (thread, project, at, details))
+            append(connection, thread, messages)
+
+        await self._writer.run(transaction)
+
+    async def thread(self, thread: str) -> ThreadRecord | None:
+        def query(connection: sqlite3.Connection) -> ThreadRecord | None:
+            statement = f"SELECT {_THREAD} FROM threads WHERE home = ?1 AND id = ?1"
+            row = connection.execute(statement, (thread,)).fetchone()
+            return None if row is None else ThreadRecord(*row)
+
+        return await self._read(query)
+
+    async def threads(self, project: str, page: Page) -> Found[ThreadRecord]:
+        return await self._read(
+            lambda c: page_of(
+                c, page, columns=_THREAD, table="threads", where="project = :project", order="created, id",
+                values={"project": project}, make=lambda row: ThreadRecord(*row),
+            )
+        )  # fmt: skip
+
+    async def change_thread(self, thread: str, details: bytes) -> None:
+        await self._execute("UPDATE threads SET details = ?2 WHERE home = ?1 AND id = ?1", (thread, details))
+
+    async def delete_thread(self, thread: str) -> bool:
+        """Deletes a thread, its messages, and all its runs if they are over. False: there is no such thread."""
+
+        def transaction(connection: sqlite3.Connection) -> bool:
+            gone = connection.execute("DELETE FROM threads WHERE home = ?1 AND id = ?1", (thread,)).rowcount
+            connection.execute("DELETE FROM thread_messages WHERE home = ?", (thread,))
+            if active_run(connection, thread) is None:
+                for table in _OF_HOME:
+                    connection.execute(f"DELETE FROM {table} WHERE home = ?", (thread,))
+            return bool(gone)
+
+        return await self._writer.run(transaction)
+
+    async def append_message(
+        self, thread: str, message: MessageRecord, when_busy: str = "enqueue"
+    ) -> MessageRecord:
+        """Adds a message; one of the same id that is there already is given back as it is.
+
+        Raises ThreadBusy if a run of the thread is active and `when_busy` is "refuse".
+        """
+
+        def transaction(connection: sqlite3.Connection) -> MessageRecord:
+            found = _message(connection, thread, message.id)
+            if found is not None:
+                return found
+            if when_busy == "refuse":
+                refuse_when_busy(connection, thread)
+            append(connection, thread, [message])
+            found = _message(connection, thread, message.id)
+            assert found is not None
+            return found
+
+        return await self._writer.run(transaction)
+
+    async def message(self, thread: str, id: str) -> MessageRecord | None:
+        return await self._read(lambda c: _message(c, thread, id))
+
+    async def messages_page(self, thread: str, page: Page, run: str | None = None) -> Found[MessageRecord]:
+        """Messages that people read, all or those that one run said."""
+        where = "home = :thread AND thread = :thread AND said = 1" + (" AND run = :run" if run else "")
+        return await self._read(
+            lambda c: page_of(
+                c, page, columns=_MESSAGE, table="thread_messages", where=where, order="n",
+                values={"thread": thread, "run": run}, make=_message_of,
+            )
+        )  # fmt: skip
+
+    async def change_message(self, thread: str, id: str, details: bytes) -> None:
+        statement = "UPDATE thread_messages SET details = ?3 WHERE home = ?1 AND thread = ?1 AND id = ?2"
+        await self._execute(statement, (thread, id, details))
+
+    async def delete_message(self, thread: str, id: str) -> bool:
+        """False: there is no such message. Raises ThreadBusy while a run of the thread is active."""
+
+        def transaction(connection: sqlite3.Connection) -> bool:
+            refuse_when_busy(connection, thread)
+            statement = "DELETE FROM thread_messages WHERE home = ?1 AND thread = ?1 AND id = ?2"
+            return bool(connection.execute(statement, (thread, id)).rowcount)
+
+        return await self._writer.run(transaction)
+
+    async def thread_runs(self, thread: str, page: Page) -> Found[RunRecord]:
+        """The runs of a thread that were submitted to it, with their input; not their children."""
+
+        def query(connection: sqlite3.Connection) -> Found[RunRecord]:
+            found = page_of(
+                connection, page, columns=RUN_FIELDS, table="runs", where="thread = :thread AND parent IS NULL",
+                order="created, id", values={"thread": thread}, make=run_of,
+            )  # fmt: skip
+            for run in found.rows:
+                run.input = input_of(connection, run)
+            return found
+
+        return await self._read(query)
+
+    async def change_run(self, run: str, details: bytes) -> None:
+        await self._execute("UPDATE runs SET details = ?2 WHERE id = ?1", (run, details))
+
+    async def _execute(self, statement: str, values: Any) -> None:
+        def transaction(connection: sqlite3.Connection) -> None:
+            connection.execute(statement, values)
+
+        await self._writer.run(transaction)
+
+
+def append(connection: sqlite3.Connection, thread: str, messages: Sequence[MessageRecord]) -> None:
+    for message in messages:
+        connection.execute(APPEND, append_values(thread, message))
+
+
+def append_values(thread: str, message: MessageRecord) -> dict[str, Any]:
+    return {
+        "thread": thread, "id": message.id, "run": message.run, "message": message.message,
+        "created": message.created, "said": int(message.said), "details": message.details,
+    }  # fmt: skip
+
+
+def refuse_when_busy(connection: sqlite3.Connection, thread: str) -> None:
+    if (busy := active_run(connection, thread)) is not None:
+        raise ThreadBusy(f"thread {thread} has an active run, {busy}. Wait for it, or cancel it.", busy)
+
+
+def active_run(connection: sqlite3.Connection, thread: str) -> str | None:
+    """The run of a thread that is not over, the one at work first."""
+    row = connection.execute(
+        f"SELECT id FROM runs WHERE thread = ? AND status NOT IN {ENDED} ORDER BY admitted DESC, id LIMIT 1",
+        (thread,),
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _message(connection: sqlite3.Connection, thread: str, id: str) -> MessageRecord | None:
+    row = connection.execute(
+        f"SELECT {_MESSAGE} FROM thread_messages WHERE home = ?1 AND thread = ?1 AND id = ?2", (thread, id)
+    ).fetchone()
+    return None if row is None else _message_of(row)
+
+
+def _message_of(row: Sequence[Any]) -> MessageRecord:
+    id, message, created, n, run, said, details = row
+    return MessageRecord(id, message, created, n, run, bool(said), details)

@@ -1,0 +1,156 @@
+"""What every store promises of what is kept beside runs: threads, messages, objects, keys, and their pages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from dayjob import Run, job
+from dayjob.errors import ThreadBusy
+from dayjob.kept import AuditRecord, KeyRecord, MessageRecord, ObjectRecord, Page
+from dayjob.run import new_run
+from dayjob.runs import Status
+from dayjob.stores import Answer, Store, open_store
+from dayjob.testing import Clock
+
+
+@job
+async def work(run: Run) -> str: ...
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = open_store(f"sqlite:///{tmp_path / 'kept.db'}", clock=Clock(1_000.0))
+    yield store
+    await store.close()
+
+
+def message(number: int, said: bool = True, run: str | None = None) -> MessageRecord:
+    return MessageRecord(f"msg_{number}", b'{"n":%d}' % number, 5.0, run=run, said=said)
+
+
+async def talk(store: Store, *messages: MessageRecord, thread: str = "t") -> None:
+    await store.create_thread("p", thread, messages=messages)
+
+
+async def ids(store: Store, page: Page, run: str | None = None) -> tuple[list[str], bool]:
+    found = await store.messages_page("t", page, run)
+    return [each.id for each in found.rows], found.more
+
+
+async def test_a_page_goes_on_after_and_before_a_cursor_in_both_directions(store: Store) -> None:
+    await talk(store, *map(message, range(1, 8)))
+    assert await ids(store, Page(3)) == (["msg_7", "msg_6", "msg_5"], True)
+    assert await ids(store, Page(3, after="msg_5")) == (["msg_4", "msg_3", "msg_2"], True)
+    assert await ids(store, Page(3, after="msg_2")) == (["msg_1"], False)
+    assert await ids(store, Page(3, before="msg_3")) == (["msg_6", "msg_5", "msg_4"], True)
+    assert await ids(store, Page(9, before="msg_3")) == (["msg_7", "msg_6", "msg_5", "msg_4"], False)
+    assert await ids(store, Page(2, ascending=True)) == (["msg_1", "msg_2"], True)
+    assert await ids(store, Page(2, ascending=True, after="msg_2")) == (["msg_3", "msg_4"], True)
+    assert await ids(store, Page(2, ascending=True, before="msg_7")) == (["msg_5", "msg_6"], True)
+    assert await ids(store, Page(9, after="msg_6", before="msg_2")) == (["msg_5", "msg_4", "msg_3"], False)
+    assert await ids(store, Page(9, after="msg_of_another")) == ([], False)
+
+
+async def test_what_people_do_not_read_is_on_no_page_but_told_to_the_model(store: Store) -> None:
+    await talk(store, message(1), message(2, said=False), message(3, run="r"))
+    assert await ids(store, Page()) == (["msg_3", "msg_1"], False)
+    assert await ids(store, Page(), run="r") == (["msg_3"], False)
+    assert len(await store.thread_messages("t")) == 3
+
+
+async def test_a_message_of_the_same_id_changes_nothing(store: Store) -> None:
+    await talk(store, message(1))
+    await talk(store, message(1), message(2))
+    again = await store.append_message("t", MessageRecord("msg_1", b'"other"', 9.0))
+    assert (again.message, again.n) == (b'{"n":1}', 1)
+    assert await ids(store, Page()) == (["msg_2", "msg_1"], False)
+
+
+async def test_a_busy_thread_takes_no_message_and_loses_none(store: Store) -> None:
+    await talk(store, message(1))
+    run = await store.submit(new_run(work(), b"{}", 1.0, home="t", thread="t"), "refuse", [message(2)])
+    with pytest.raises(ThreadBusy) as refused:
+        await store.append_message("t", message(3), "refuse")
+    assert refused.value.run == run.id
+    with pytest.raises(ThreadBusy):
+        await store.delete_message("t", "msg_1")
+    with pytest.raises(ThreadBusy):
+        await store.submit(new_run(work(), b"{}", 1.0, home="t", thread="t"), "refuse", [message(4)])
+    assert await ids(store, Page()) == (["msg_2", "msg_1"], False)
+    await store.append_message("t", message(5), "enqueue")
+    await store.cancel(run.id, "enough")
+    assert await store.delete_message("t", "msg_5")
+    assert not await store.delete_message("t", "msg_5")
+
+
+async def test_details_of_threads_messages_and_runs_are_changed_and_nothing_else(store: Store) -> None:
+    await store.create_thread("p", "t", b'{"a":1}', [message(1)], created=7.0)
+    await store.create_thread("p", "t", b'{"b":1}')
+    run = await store.submit(new_run(work(), b"{}", 1.0, home="t", thread="t", details=b"1"), "refuse")
+    await store.change_thread("t", b'{"a":2}')
+    await store.change_message("t", "msg_1", b'{"c":3}')
+    await store.change_run(run.id, b"2")
+    thread, said, found = await store.thread("t"), await store.message("t", "msg_1"), await store.get(run.id)
+    assert thread is not None and (thread.details, thread.created, thread.project) == (b'{"a":2}', 7.0, "p")
+    assert said is not None and (said.details, said.message) == (b'{"c":3}', b'{"n":1}')
+    assert found is not None and (found.details, found.status) == (b"2", Status.QUEUED)
+
+
+async def test_a_deleted_thread_takes_what_is_over_along_and_leaves_what_is_at_work(store: Store) -> None:
+    await talk(store, message(1))
+    run = await store.submit(new_run(work(), b"{}", 1.0, home="t", thread="t"), "refuse")
+    assert await store.delete_thread("t")
+    assert (await store.thread("t"), await store.message("t", "msg_1")) == (None, None)
+    assert await store.get(run.id) is not None
+    await store.cancel(run.id, "enough")
+    assert not await store.delete_thread("t")
+    assert await store.get(run.id) is None
+
+
+async def test_threads_and_runs_of_a_thread_are_listed_by_their_making(store: Store) -> None:
+    for name, made, project in (("b", 1.0, "p"), ("a", 2.0, "p"), ("c", 2.0, "p"), ("x", 9.0, "other")):
+        await store.create_thread(project, name, created=made)
+    assert [each.id for each in (await store.threads("p", Page(2))).rows] == ["c", "a"]
+    assert [each.id for each in (await store.threads("p", Page(2, after="a"))).rows] == ["b"]
+    first, second = [
+        await store.submit(new_run(work(), b'{"n":%d}' % n, float(n), home="a", thread="a"), "enqueue")
+        for n in (1, 2)
+    ]
+    page = await store.thread_runs("a", Page(1))
+    assert ([run.id for run in page.rows], page.more, page.rows[0].input) == ([second.id], True, b'{"n":2}')
+    page = await store.thread_runs("a", Page(5, after=second.id))
+    assert ([run.id for run in page.rows], page.more) == ([first.id], False)
+
+
+async def test_objects_of_one_project_and_kind_never_meet_others(store: Store) -> None:
+    for project, kind in (("p", "assistant"), ("p", "file"), ("q", "assistant")):
+        await store.create_object(project, ObjectRecord(kind, "x", 1.0, f'"{project} {kind}"'.encode()))
+    again = await store.create_object("p", ObjectRecord("file", "x", 2.0, b'"other"'))
+    assert again.body == b'"p file"'
+    assert await store.change_object("p", "file", "x", b'"changed"')
+    assert [each.body for each in (await store.objects("p", "file", Page())).rows] == [b'"changed"']
+    assert await store.delete_object("p", "file", "x")
+    assert not await store.delete_object("p", "file", "x")
+    assert not await store.change_object("p", "file", "x", b"1")
+    left = [await store.object("p", "assistant", "x"), await store.object("q", "assistant", "x")]
+    assert [each and each.body for each in left] == [b'"p assistant"', b'"q assistant"']
+
+
+async def test_a_key_is_revoked_once_and_the_log_is_read_newest_first(store: Store) -> None:
+    await store.add_key(KeyRecord("key_1", b"hash", "dj_abc", "p", "admin", "mine", 1.0))
+    assert await store.revoke_key("key_1")
+    assert not await store.revoke_key("key_1")
+    assert [(key.id, key.revoked) for key in await store.api_keys()] == [("key_1", 1_000.0)]
+    await store.record("p", [AuditRecord(float(n), "key_1", f"POST /{n}", 200, f"req_{n}") for n in (1, 2)])
+    await store.record("q", [AuditRecord(3.0, "key_1", "POST /3", 200, "req_3")])
+    assert [entry.action for entry in await store.audit("p")] == ["POST /2", "POST /1"]
+
+
+async def test_answers_together_are_all_recorded_or_none(store: Store) -> None:
+    run = await store.submit(new_run(work(), b"{}", 1.0), "refuse")
+    assert not await store.answer_all(run.id, [Answer("a", None, b"1"), Answer("b", 1, b"2")])
+    found = await store.get(run.id)
+    assert found is not None and found.wakes == 0
