@@ -1,0 +1,94 @@
+"""The built-in job `assistant`: the agent pattern over a thread, with no plan, no reflection and no added prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from dayjob.context import Policy, auto
+from dayjob.errors import Incomplete, StepError
+from dayjob.jobs import Job, job
+from dayjob.patterns.agent import CutOff, agent
+from dayjob.run import Run
+from dayjob.runs import RunRecord
+from dayjob.tools import ClientTool, Tool
+from dayjob.values import convert
+
+JOB = "assistant"
+MOST_TURNS = 1_000
+DEFAULT_WINDOW = 128_000
+"""Tokens; for a model of which nobody says how much it takes."""
+
+
+@dataclass(frozen=True)
+class AssistantRun:
+    """What a run of an assistant was asked for, in the words of the Assistants wire.
+
+    `model` is the name that the client gave, `answers` the model that answers for it; None is the worker's own.
+    `tools` are as the client gave them; of the functions among them those that the server has are called
+    here, and the others by the client. `temperature` and the like are None unless they were given.
+    """
+
+    assistant: str
+    model: str
+    answers: str | None = None
+    instructions: str = ""
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    temperature: float | None = None
+    top_p: float | None = None
+    reasoning_effort: str | None = None
+    max_prompt_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    truncation_strategy: dict[str, Any] = field(default_factory=lambda: {"type": "auto", "last_messages": None})
+    tool_choice: Any = "auto"
+    parallel_tool_calls: bool = True
+    response_format: Any = "auto"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What of it goes to the model as it is."""
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "reasoning_effort": self.reasoning_effort,
+            "response_format": None if self.response_format == "auto" else self.response_format,
+            "tool_choice": None if self.tool_choice == "auto" else self.tool_choice,
+            "parallel_tool_calls": None if self.parallel_tool_calls else False,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def assistant_job(tools: Iterable[Tool[..., Any]] = ()) -> Job:
+    """The job, with the tools that are executed here; all others are the client's."""
+    here = {tool.name: tool for tool in tools}
+
+    @job(name=JOB, version="1")
+    async def assistant(run: Run, request: AssistantRun) -> str:
+        functions = [tool for tool in request.tools if tool["type"] == "function"]
+        offered = [here.get(each["function"]["name"]) or ClientTool.of(each) for each in functions]
+        last = request.truncation_strategy.get("last_messages")
+        try:
+            return await agent(
+                run, request.instructions, tools=offered, max_steps=MOST_TURNS, max_loops=None, last_messages=last,
+                context=_context(request), model=request.answers, **request.options,
+            )  # fmt: skip
+        except StepError as error:
+            if error.type != CutOff:
+                raise
+            raise Incomplete("max_completion_tokens") from None
+
+    return assistant
+
+
+def request_of(run: RunRecord) -> AssistantRun:
+    """What a run of this job was asked for."""
+    found: AssistantRun = convert(orjson.loads(run.input or b"{}")["request"], AssistantRun)
+    return found
+
+
+def _context(request: AssistantRun) -> Policy:
+    window = DEFAULT_WINDOW
+    return auto(min(window, request.max_prompt_tokens or window), silent=True)
