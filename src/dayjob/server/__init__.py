@@ -1,6 +1,6 @@
 """The server: the Assistants wire under `/v1`, Dayjob's own API under `/api`, over one app.
 
-    server = create_server(app, Settings(), tools)
+    server = create_server(app, Settings())
 
 It keeps nothing of its own: what is asked for is in the store before it is answered, and what is streamed
 is read from the journal. So it may be killed at any moment.
@@ -8,30 +8,28 @@ is read from the journal. So it may be killed at any moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import version
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 
 from dayjob.app import Dayjob
 from dayjob.server.access import Door
+from dayjob.server.desk import Desk
 from dayjob.server.errors import answer_errors
 from dayjob.server.settings import Settings
 
-__all__ = ["Desk", "Settings", "create_server", "desk_of"]
+__all__ = ["Settings", "create_server"]
 
 
-@dataclass(frozen=True)
-class Desk:
-    """What every endpoint works with."""
+def create_server(app: Dayjob, settings: Settings) -> FastAPI:
+    """The server over an open app, which knows the job `assistant`."""
+    server = FastAPI(title="Dayjob", version=version("dayjob"), description=__doc__)
+    server.state.desk = Desk(app, settings, Door(app, settings.on_loopback))
+    answer_errors(server)
 
-    app: Dayjob
-    settings: Settings
-    door: Door
+    @server.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
 
-
-def desk_of(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
-    return desk
+    return server
