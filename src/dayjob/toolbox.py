@@ -11,6 +11,7 @@ import orjson
 from dayjob.errors import InputError, StepError
 from dayjob.models import Message, ToolCall
 from dayjob.run import Run
+from dayjob.shapes import shape_of
 from dayjob.tools import Tool, as_tool, shorten
 from dayjob.values import encode
 
@@ -61,7 +62,8 @@ class Toolbox:
         except StepError as problem:
             invalid = problem.type == "InvalidArguments"
             return observed(call, str(problem), "invalid" if invalid else "failed")
-        return observed(call, value if isinstance(value, str) else encode(value).decode(), "done")
+        told = value if isinstance(value, str) else encode(value, shape_of(tool.fn).returns).decode()
+        return observed(call, told, "done")
 
 
 def refused(call: ToolCall, why: str) -> Observed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,20 @@ async def test_a_call_that_cannot_be_made_goes_back_to_the_model(
     assert (await ends(url, model))[:2] == ("I give up.", "done")
     assert complaint in told(model.requests[1])[-1]
     assert not executed
+
+
+async def test_calls_that_gave_a_declared_type_are_told_as_its_json(url: str) -> None:
+    @tool(effect="read")
+    async def balance(account: str) -> Decimal:
+        return Decimal("12.50")
+
+    @tool(effect="read")
+    async def holders(account: str) -> set[str]:
+        return {"Kim"}
+
+    model = Scripted([calls(("balance", {"account": "1"}), ("holders", {"account": "1"})), "12.50, Kim's."])
+    assert (await ends(url, model, tools=[balance, holders]))[:2] == ("12.50, Kim's.", "done")
+    assert told(model.requests[1])[-2:] == ['"12.50"', '["Kim"]']
 
 
 async def test_calls_that_cannot_be_made_end_it_after_three_turns(url: str) -> None:
