@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 import orjson
@@ -36,6 +36,8 @@ _SCALES = (0.5, 3.0)
 LEFT_OUT = "[Messages {first} to {last} of this conversation are left out here.]"
 SUMMARY = "[Messages {first} to {last} of this conversation are left out here. In short:]\n{summary}"
 
+UNANSWERED = "No result: the run was stopped before it came. What the call was to do may have been done."
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -51,7 +53,7 @@ class View:
     scale: float = 1.0
 
     def of(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages to send. Calls that were never answered, as a cancelled run leaves them, are not among them."""
+        """The messages to send. Calls that were never answered, as a cancelled run leaves them, are answered by that."""
         head = head_of(messages)
         if self.start <= head:
             return _whole(messages, 0)
@@ -153,19 +155,32 @@ def _cuts(messages: Sequence[Message], after: int) -> Iterator[int]:
 
 
 def _whole(messages: Sequence[Message], start: int) -> list[Message]:
-    """The messages from `start` on, without calls that lack a result, and results that lack their call."""
+    """The messages from `start` on, with a result right after each call, and none without its call."""
     kept: list[Message] = []
     for number in range(start, len(messages)):
         message = messages[number]
-        if message["role"] == "tool":
-            continue
-        calls = message.get("tool_calls") or ()
-        results = (
-            list(takewhile(lambda each: each["role"] == "tool", messages[number + 1 :])) if calls else []
-        )
-        if sorted(call["id"] for call in calls) == sorted(each["tool_call_id"] for each in results):
-            kept += [message, *results]
+        if message["role"] != "tool":
+            kept.append(message)
+            if calls := message.get("tool_calls"):
+                kept += _results(calls, messages, number + 1)
     return kept
+
+
+def _results(calls: Sequence[Any], messages: Sequence[Message], start: int) -> list[Message]:
+    """The result of each call: what follows at once, or else is found before the model speaks again."""
+    ids = [call["id"] for call in calls]
+    next_ones = list(messages[start : start + len(ids)])
+    if [each.get("tool_call_id") for each in next_ones] == ids:
+        return next_ones
+    until_it_speaks = takewhile(lambda each: each["role"] != "assistant", islice(messages, start, None))
+    given = [each for each in until_it_speaks if each["role"] == "tool"]
+    results = []
+    for id in ids:
+        found = next((each for each in given if each["tool_call_id"] == id), None)
+        if found is not None:
+            given.remove(found)
+        results.append(found or {"role": "tool", "tool_call_id": id, "content": UNANSWERED})
+    return results
 
 
 def _shown(message: Message) -> str:

@@ -24,7 +24,7 @@ from dayjob import (
     job,
     tool,
 )
-from dayjob.context import last_messages, summarise
+from dayjob.context import UNANSWERED, last_messages, summarise
 from dayjob.conversation import SUMMARISE
 from dayjob.jobs import Job
 from dayjob.mcp import McpServer
@@ -384,6 +384,48 @@ async def test_on_a_thread_it_goes_on_with_the_conversation_and_appends_to_it(ur
         roles = [message["role"] for message in await thread.messages()]
     assert roles == ["user", "assistant", "tool", "assistant", "user", "assistant"]
     assert [message["role"] for message in model.requests[2].messages] == ["system", *roles[:-1]]
+
+
+async def test_after_a_run_was_stopped_in_a_turn_the_next_on_its_thread_knows_what_was_begun(
+    url: str,
+) -> None:
+    @tool(external=True)
+    async def sign(name: str) -> str:
+        raise AssertionError
+
+    asked = calls(("pay", {"amount": 3}), ("sign", {"name": "Kim"}))
+    model = Scripted([asked, "I paid; whether Kim signed I do not know."])
+    async with app_with(url, model) as app:
+        thread, work = app.thread(), agent_job(tools=[pay, sign])
+        handle = await app.submit(work(task="Pay, and have it signed."), thread=thread)
+        await until(lambda: _paid_and_waiting(app, handle.id))
+        await handle.cancel()
+        with pytest.raises(RunCancelled):
+            await handle.result(timeout=20)
+        second = await app.submit(work(task="Go on."), thread=thread)
+        assert await second.result(timeout=20) == "I paid; whether Kim signed I do not know."
+    sent = model.requests[1].messages
+    assert [message["role"] for message in sent] == ["system", "user", "assistant", "tool", "tool", "user"]
+    assert [call["id"] for call in sent[2]["tool_calls"]] == [each["tool_call_id"] for each in sent[3:5]]
+    assert told(model.requests[1])[-3:] == ["paid 3", UNANSWERED, "Go on."]
+
+
+async def _paid_and_waiting(app: Dayjob, run: str) -> bool:
+    paid = [step for step in await app.steps(run) if step.key == "turn/act/0"]
+    return bool(paid and await app.actions(run))
+
+
+async def test_what_was_heard_is_on_the_thread_even_if_no_turn_came_of_it(url: str) -> None:
+    async with app_with(url, Scripted(["never"])) as app:
+        thread = app.thread()
+        handle = await app.submit(agent_job()(), thread=thread, delay=0.2, limits=Limits(tokens=1))
+        await app.send(handle.id, "message", "It is in the shed.")
+        with pytest.raises(RunIncomplete):
+            await handle.result(timeout=20)
+        assert [message["content"] for message in await thread.messages()] == [
+            "Find the key.",
+            "It is in the shed.",
+        ]
 
 
 async def test_a_message_that_is_no_text_is_heard_as_json(url: str) -> None:

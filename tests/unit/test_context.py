@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dayjob.context import LEFT_OUT, View, auto, head_of, last_messages, summarise, tokens_in
+from dayjob.context import LEFT_OUT, UNANSWERED, View, auto, head_of, last_messages, summarise, tokens_in
 from dayjob.errors import InputError, WindowTooSmall
 from dayjob.models import Message
 
@@ -100,9 +100,16 @@ def test_a_window_too_small_for_one_message_is_a_named_error(policy: Any) -> Non
         policy.fit(messages, View())
 
 
-def test_calls_without_all_their_results_are_not_sent_nor_results_without_their_call() -> None:
+def test_a_call_without_a_result_is_answered_by_that_and_a_result_without_its_call_is_not_sent() -> None:
     messages = [SYSTEM, TASK, asks("1", "2"), result("1"), says("go on", "user"), result("9"), says("well")]
-    assert View().of(messages) == [SYSTEM, TASK, says("go on", "user"), says("well")]
+    answered = [asks("1", "2"), result("1"), result("2", UNANSWERED)]
+    assert View().of(messages) == [SYSTEM, TASK, *answered, says("go on", "user"), says("well")]
+
+
+def test_results_in_another_order_or_after_what_a_person_said_follow_their_calls() -> None:
+    messages = [SYSTEM, TASK, asks("1", "2"), result("2", "b"), says("go on", "user"), result("1", "a")]
+    shown = [asks("1", "2"), result("1", "a"), result("2", "b"), says("go on", "user")]
+    assert View().of(messages) == [SYSTEM, TASK, *shown]
 
 
 def test_calls_that_share_an_id_keep_their_results() -> None:

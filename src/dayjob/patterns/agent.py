@@ -12,10 +12,10 @@ from typing import Any
 from dayjob.context import Policy, View
 from dayjob.conversation import append, fitted, heard_by, opened
 from dayjob.errors import InputError, StepError
-from dayjob.models import Message
+from dayjob.models import Message, ToolCall
 from dayjob.reflection import reflect, time_to_reflect
 from dayjob.run import Run
-from dayjob.toolbox import Toolbox, is_loop, outcome_of, refused
+from dayjob.toolbox import Observed, Toolbox, is_loop, outcome_of, refused
 from dayjob.tools import Tool
 
 NOT_DONE = "That is not the end yet. Go on."
@@ -67,8 +67,14 @@ async def agent(
     talk = await opened(run, instructions, input)
     task = len(talk) - 1
 
+    async def act(run: Run, call: ToolCall) -> Observed:
+        observed = await toolbox.call(run, call)
+        await append(run, [observed.message])
+        return observed
+
     async def turn(run: Run) -> Turn:
         heard = await heard_by(run)
+        await append(run, heard)
         before = turns[-1].view if turns else View(task=task)
         view = await fitted(run, [*talk, *heard], before, context, options)
         thoughts: list[Message] = []
@@ -77,6 +83,7 @@ async def agent(
             thoughts = await reflect(run, view.of([*talk, *heard]), why, plan, options)
         sent = view.of([*talk, *heard, *thoughts])
         reply = await run.model(sent, tools=toolbox.tools, **options)
+        await append(run, [reply.message])
         if reply.text:
             await run.partial(reply.text)
         if context is not None:
@@ -84,13 +91,14 @@ async def agent(
         calls = [[call.name, call.arguments] for call in reply.tool_calls]
         if not calls:
             after = await heard_by(run) or await _missing(run, done, reply.text)
+            await append(run, after)
             outcome = "answered" if after else reply.finish if reply.finish in CUT_OFF else "done"
         elif is_loop([*(turn.calls for turn in turns), calls]):
             after, outcome = [refused(call, LOOP).message for call in reply.tool_calls], "looped"
+            await append(run, after)
         else:
-            observed = await run.map(toolbox.call, reply.tool_calls, name="act")
+            observed = await run.map(act, reply.tool_calls, name="act")
             after, outcome = [each.message for each in observed], outcome_of(observed)
-        await append(run, [*heard, reply.message, *after])
         return Turn([*heard, *thoughts, reply.message, *after], view, outcome, calls)
 
     while (reason := _end(turns, max_steps)) is None:
