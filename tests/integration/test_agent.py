@@ -428,6 +428,20 @@ async def test_what_was_heard_is_on_the_thread_even_if_no_turn_came_of_it(url: s
         ]
 
 
+async def test_a_message_that_comes_while_the_answer_is_judged_is_answered(url: str) -> None:
+    app = app_with(url, None)
+
+    async def judged(run: Run, text: str) -> bool:
+        if text == "Found.":
+            await app.send(run.id, "message", "And thank you.")
+        return True
+
+    app._model = Scripted(lambda request: "You are welcome." if len(request.messages) > 2 else "Found.")
+    async with app:
+        handle = await app.submit(agent_job(done=judged)())
+        assert await handle.result(timeout=20) == "You are welcome."
+
+
 async def test_a_message_that_is_no_text_is_heard_as_json(url: str) -> None:
     model = Scripted(lambda request: "Hm." if len(request.messages) < 4 else "Forty-two.")
 

@@ -90,7 +90,7 @@ async def agent(
             view = view.counted(sent, reply.usage.input_tokens)
         calls = [[call.name, call.arguments] for call in reply.tool_calls]
         if not calls:
-            after = await heard_by(run) or await _missing(run, done, reply.text)
+            after = await _missing(run, done, reply.text) or await heard_by(run)
             await append(run, after)
             outcome = "answered" if after else reply.finish if reply.finish in CUT_OFF else "done"
         elif is_loop([*(turn.calls for turn in turns), calls]):
