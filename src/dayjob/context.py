@@ -53,7 +53,7 @@ class View:
     scale: float = 1.0
 
     def of(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages to send. Calls that were never answered, as a cancelled run leaves them, are answered by that."""
+        """The messages to send. Calls that were never answered, as a cancelled run leaves them, are told to be."""
         head = head_of(messages)
         if self.start <= head:
             return _whole(messages, 0)

@@ -18,6 +18,13 @@ SUMMARISE = (
     "Sum up this part of a conversation in a few sentences: the facts, the decisions, what is still open."
 )
 
+ABOUT_THE_ANSWER = ("returns", "response_format", "tool_choice", "parallel_tool_calls", "name")
+
+
+def aside(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call that is not to give the answer, and is offered no tools: a plan, a summary."""
+    return {name: value for name, value in options.items() if name not in ABOUT_THE_ANSWER}
+
 
 async def opened(run: Run, instructions: str, input: str) -> list[Message]:
     """The conversation at its beginning: instructions, what the thread holds, and the input."""

@@ -66,6 +66,13 @@ class Toolbox:
         return observed(call, told, "done")
 
 
+def unforced(options: dict[str, Any]) -> dict[str, Any]:
+    """Without a choice of tool that forces a call: where each reply has to be a call, none is an answer."""
+    choice = options.get("tool_choice")
+    forces = choice == "required" or (isinstance(choice, dict) and choice.get("type") == "function")
+    return {name: value for name, value in options.items() if not (forces and name == "tool_choice")}
+
+
 def refused(call: ToolCall, why: str) -> Observed:
     """The answer to a call that is not made."""
     return observed(call, why, "invalid")

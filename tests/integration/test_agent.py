@@ -305,6 +305,41 @@ async def test_it_looks_back_at_an_interval(url: str) -> None:
     assert REFLECT.format(why="2 turns are over") in [told(request)[-1] for request in model.requests]
 
 
+async def test_what_shapes_the_answer_is_kept_from_plans_reflections_and_summaries(url: str) -> None:
+    options = {
+        "returns": dict[str, str], "tool_choice": "auto", "parallel_tool_calls": False, "name": "say", "temperature": 0,
+    }  # fmt: skip
+
+    def reply(request: ModelRequest) -> Any:
+        if not request.tools:
+            return "Go and look."
+        number = sum(message["role"] == "tool" for message in request.messages)
+        if len(executed) < 6:
+            return calls(("look", {"place": f"{len(executed)} {number}"}))
+        return {"place": "hall"}
+
+    model = Scripted(reply)
+    how = {"plan": True, "reflect_every": 2, "context": summarise(100)}
+    result, _, keys = await ends(url, model, **how, **options)
+    assert result == '{"place":"hall"}'
+    assert {"turn/plan", "turn#3/plan", "turn/say"} <= set(keys) and any("summarise" in key for key in keys)
+    aside = [request for request in model.requests if not request.tools]
+    assert all(request.schema is None and request.options == {"temperature": 0} for request in aside)
+    assert all(request.schema for request in model.requests if request.tools)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look"}}])
+async def test_a_choice_of_tool_that_forces_a_call_holds_for_the_first_turn(url: str, choice: Any) -> None:
+    def reply(request: ModelRequest) -> Any:
+        if request.options.get("tool_choice") in (None, "auto"):
+            return "In the hall."
+        return calls(("look", {"place": f"place {len(request.messages)}"}))
+
+    model = Scripted(reply)
+    assert (await ends(url, model, tool_choice=choice))[:2] == ("In the hall.", "done")
+    assert [request.options for request in model.requests] == [{"tool_choice": choice}, {}]
+
+
 # --- people and other systems -----------------------------------------------------------------------------
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dayjob.context import Policy, View
-from dayjob.conversation import append, fitted, heard_by, opened
+from dayjob.conversation import append, aside, fitted, heard_by, opened
 from dayjob.errors import InputError, StepError
 from dayjob.models import Message, ToolCall
 from dayjob.reflection import reflect, time_to_reflect
 from dayjob.run import Run
-from dayjob.toolbox import Observed, Toolbox, is_loop, outcome_of, refused
+from dayjob.toolbox import Observed, Toolbox, is_loop, outcome_of, refused, unforced
 from dayjob.tools import Tool
 
 NOT_DONE = "That is not the end yet. Go on."
@@ -56,8 +56,9 @@ async def agent(
 
     `done` may also return a text that says what is missing. With `plan` it keeps a plan and revises it when
     calls fail or repeat and when messages are left out; every `reflect_every` turns it looks back. `context`
-    chooses what fits the window; without one everything is sent. `options` go to `run.model`. A text sent to
-    the run as "message" is heard at the next turn. On a thread the conversation is gone on with, and appended
+    chooses what fits the window; without one everything is sent. `options` go to `run.model`; those
+    that shape the answer, such as `returns`, to no plan, reflection or summary. A text sent to the run as
+    "message" is heard at the next turn. On a thread the conversation is gone on with, and appended
     to. Each end leaves a note with its reason; without an answer StepError of type Stopped is raised. What was
     said last is the run's partial output.
     """
@@ -76,13 +77,13 @@ async def agent(
         heard = await heard_by(run)
         await append(run, heard)
         before = turns[-1].view if turns else View(task=task)
-        view = await fitted(run, [*talk, *heard], before, context, options)
+        view = await fitted(run, [*talk, *heard], before, context, aside(options))
         thoughts: list[Message] = []
         outcomes = [turn.outcome for turn in turns]
         if why := time_to_reflect(outcomes, plan, reflect_every, cut=view.start > before.start):
-            thoughts = await reflect(run, view.of([*talk, *heard]), why, plan, options)
+            thoughts = await reflect(run, view.of([*talk, *heard]), why, plan, aside(options))
         sent = view.of([*talk, *heard, *thoughts])
-        reply = await run.model(sent, tools=toolbox.tools, **options)
+        reply = await run.model(sent, tools=toolbox.tools, **(unforced(options) if turns else options))
         await append(run, [reply.message])
         if reply.text:
             await run.partial(reply.text)
