@@ -17,6 +17,10 @@ from dayjob.values import encode
 
 LOOP_TIMES = 3
 LONGEST_LOOP = 3
+LOOKS_BACK = LOOP_TIMES * LONGEST_LOOP - 1
+
+Made = tuple[list[list[str]], list[Any] | None]
+"""The calls of a turn, a tool and its arguments each, and what they gave; None if they were refused."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,19 @@ def outcome_of(observed: Sequence[Observed]) -> str:
     return "acted" if "done" in outcomes else "failed" if "failed" in outcomes else "invalid"
 
 
-def is_loop(turns: Sequence[list[list[str]]]) -> bool:
-    """Whether the last turns made the same calls, a tool and its arguments each, three times over.
+def is_loop(earlier: Sequence[Made], calls: list[list[str]]) -> bool:
+    """Whether these calls would make the last turns the same three times over: the same calls, that gave the same.
 
     What is repeated is one turn, or up to three in the same order: a test that is run after each of many
-    different edits is no loop.
+    different edits is no loop, and neither is asking for news as long as there are some.
     """
-    return any(
-        len(turns) >= LOOP_TIMES * length
-        and list(turns[-LOOP_TIMES * length :]) == list(turns[-length:]) * LOOP_TIMES
-        for length in range(1, LONGEST_LOOP + 1)
-    )
+    for length in range(1, LONGEST_LOOP + 1):
+        recent = earlier[1 - LOOP_TIMES * length :]
+        repeated = len(recent) == LOOP_TIMES * length - 1 and calls == recent[-length][0]
+        if repeated and all(map(_is_same, recent, recent[length:])):
+            return True
+    return False
+
+
+def _is_same(one: Made, other: Made) -> bool:
+    return one[0] == other[0] and (None in (one[1], other[1]) or one[1] == other[1])

@@ -31,7 +31,7 @@ from dayjob.mcp import McpServer
 from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.models.scripted import Scripted
 from dayjob.patterns import agent, auto
-from dayjob.patterns.agent import LOOP, NOT_DONE
+from dayjob.patterns.agent import CUT_OFF, CUT_SHORT, LOOP, NOT_DONE
 from dayjob.reflection import GO_ON, PLAN, REFLECT, REVISE
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import CrashLab, Death, Moment
@@ -217,6 +217,28 @@ async def test_calls_that_cannot_be_made_end_it_after_three_turns(url: str) -> N
     result, reason, _ = await ends(url, model)
     assert (reason, len(model.requests)) == ("invalid_calls", 3)
     assert isinstance(result, RunFailed)
+
+
+@pytest.mark.parametrize("finish", CUT_OFF)
+async def test_calls_of_a_reply_that_was_cut_off_are_not_made(url: str, finish: str) -> None:
+    @tool
+    async def wipe(place: str = "everywhere") -> str:
+        raise AssertionError
+
+    cut_off = ModelReply("", (ToolCall("1", "wipe", ""),), finish=finish)
+    model = Scripted([cut_off, "I let it be."])
+    assert (await ends(url, model, tools=[wipe]))[:2] == ("I let it be.", "done")
+    assert told(model.requests[1])[-1] == CUT_SHORT
+
+
+async def test_a_tool_that_says_something_else_each_time_may_be_asked_on(url: str) -> None:
+    @tool(effect="read")
+    async def progress() -> int:
+        executed["progress"] += 1
+        return executed["progress"]
+
+    model = Scripted(lambda _: "Done." if executed["progress"] == 8 else ToolCall("1", "progress", "{}"))
+    assert (await ends(url, model, tools=[progress]))[:2] == ("Done.", "done")
 
 
 async def test_a_loop_on_one_tool_is_refused_and_then_ends_it(url: str) -> None:

@@ -14,12 +14,14 @@ from dayjob.conversation import append, aside, fitted, heard_by, opened
 from dayjob.errors import InputError, StepError
 from dayjob.models import Message, ToolCall
 from dayjob.reflection import reflect, time_to_reflect
+from dayjob.replies import Reply
 from dayjob.run import Run
-from dayjob.toolbox import Observed, Toolbox, is_loop, outcome_of, refused, unforced
+from dayjob.toolbox import LOOKS_BACK, Made, Observed, Toolbox, is_loop, outcome_of, refused, unforced
 from dayjob.tools import Tool
 
 NOT_DONE = "That is not the end yet. Go on."
 LOOP = "Not called: the same calls were made again and again. Use what they gave, or try another way."
+CUT_SHORT = "Not called: your reply was cut off. Make the calls again, in a shorter reply."
 
 CUT_OFF = ("length", "content_filter")
 MAX_INVALID_TURNS = 3
@@ -37,6 +39,13 @@ class Turn:
     view: View
     outcome: str
     calls: list[list[str]]
+
+    @property
+    def made(self) -> Made:
+        refused = self.outcome == "looped"
+        return self.calls, None if refused else [
+            each["content"] for each in self.said if each["role"] == "tool"
+        ]
 
 
 async def agent(
@@ -94,8 +103,9 @@ async def agent(
             after = await _missing(run, done, reply.text) or await heard_by(run)
             await append(run, after)
             outcome = "answered" if after else reply.finish if reply.finish in CUT_OFF else "done"
-        elif is_loop([*(turn.calls for turn in turns), calls]):
-            after, outcome = [refused(call, LOOP).message for call in reply.tool_calls], "looped"
+        elif why := _why_not(reply, turns, calls):
+            after = [refused(call, why).message for call in reply.tool_calls]
+            outcome = "looped" if why == LOOP else "invalid"
             await append(run, after)
         else:
             observed = await run.map(act, reply.tool_calls, name="act")
@@ -121,6 +131,13 @@ def _end(turns: Sequence[Turn], max_steps: int) -> str | None:
     if outcomes[-MAX_INVALID_TURNS:] == ["invalid"] * MAX_INVALID_TURNS:
         return "invalid_calls"
     return "max_steps" if len(turns) >= max_steps else None
+
+
+def _why_not(reply: Reply, turns: Sequence[Turn], calls: list[list[str]]) -> str:
+    """Why the calls of a reply are not made; empty if they are."""
+    if reply.finish in CUT_OFF:
+        return CUT_SHORT
+    return LOOP if is_loop([turn.made for turn in turns[-LOOKS_BACK:]], calls) else ""
 
 
 async def _missing(run: Run, done: Callable[..., Any] | None, answer: str) -> list[Message]:
