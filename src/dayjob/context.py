@@ -84,7 +84,7 @@ class Policy:
     """How much of a window a view fills, as a share: over 1 the view has to move on.
 
     With `summarises_by`, a summary is to stand in place of what is left out; whoever can ask a model makes
-    it from `parts` of at most so many characters.
+    it from `parts` of at most so many tokens, and it is `shortened` to half of that.
     """
 
     fill: Callable[[Sequence[Message], View], float]
@@ -95,9 +95,10 @@ class Policy:
         if not self.summarises_by:
             return
         left_out = messages[max(before.start, head_of(messages)) : after.start]
-        text = "\n\n".join(_shown(message) for message in left_out)
-        for start in range(0, len(text), self.summarises_by):
-            yield text[start : start + self.summarises_by]
+        yield from _pieces("\n\n".join(map(_shown, left_out)), self.summarises_by / max(after.scale, 1))
+
+    def shortened(self, summary: str, view: View) -> str:
+        return next(_pieces(summary, self.summarises_by / 2 / max(view.scale, 1)), "")
 
     def fit(self, messages: Sequence[Message], view: View) -> View:
         """The view, moved on if it no longer fits. Raises WindowTooSmall."""
@@ -131,7 +132,7 @@ def auto(tokens: int) -> Policy:
 
 def summarise(tokens: int) -> Policy:
     """Like `auto`, with a summary in place of what was left out: one more model call at each cut."""
-    return replace(auto(tokens), summarises_by=2 * tokens)
+    return replace(auto(tokens), summarises_by=-(-tokens // 2))
 
 
 def tokens_in(messages: Sequence[Message]) -> int:
@@ -181,6 +182,17 @@ def _results(calls: Sequence[Any], messages: Sequence[Message], start: int) -> l
             given.remove(found)
         results.append(found or {"role": "tool", "tool_call_id": id, "content": UNANSWERED})
     return results
+
+
+def _pieces(text: str, tokens: float) -> Iterator[str]:
+    """A text in pieces of at most so many tokens."""
+    most = max(int(tokens), 1)
+    while text:
+        piece = text[: most * LATIN_PER_TOKEN]
+        while (counted := _in_text(piece)) > most:
+            piece = piece[: len(piece) * most // counted]
+        yield piece
+        text = text[len(piece) :]
 
 
 def _shown(message: Message) -> str:

@@ -24,7 +24,7 @@ from dayjob import (
     job,
     tool,
 )
-from dayjob.context import UNANSWERED, last_messages, summarise
+from dayjob.context import UNANSWERED, last_messages, summarise, tokens_in
 from dayjob.conversation import SUMMARISE
 from dayjob.jobs import Job
 from dayjob.mcp import McpServer
@@ -554,6 +554,33 @@ async def test_what_is_left_out_is_summed_up_by_a_step(url: str) -> None:
     assert result == "Found."
     assert [key for key in keys if "summarise" in key]
     assert "Nothing in the first places." in told(model.requests[-1])[2]
+
+
+@pytest.mark.parametrize(
+    ("seen", "summary"), [("nothing but dust", "blah " * 2_000), ("空の部屋" * 12, "空の部屋"), ("hm", "")]
+)
+async def test_summaries_and_what_they_are_made_of_fit_the_window_too(
+    url: str, seen: str, summary: str
+) -> None:
+    @tool(effect="read")
+    async def enter(room: int) -> str:
+        return seen
+
+    def reply(request: ModelRequest) -> ModelReply:
+        counted = Usage(tokens_in(request.messages), 5)
+        if SUMMARISE in str(request.messages[0]["content"]):
+            return ModelReply(summary, usage=counted)
+        number = len(turns)
+        turns.append(number)
+        call = ToolCall(str(number), "enter", f'{{"room": {number}}}')
+        return ModelReply("", (call,), counted) if number < 40 else ModelReply("Nothing.", usage=counted)
+
+    turns: list[int] = []
+    model = Scripted(reply)
+    assert (await ends(url, model, tools=[enter], max_steps=50, context=summarise(400)))[0] == "Nothing."
+    assert max(tokens_in(request.messages) for request in model.requests) <= 400
+    asked = [request for request in model.requests if SUMMARISE in str(request.messages[0]["content"])]
+    assert 0 < len(asked) < 30
 
 
 async def test_the_prefix_that_is_sent_stays_the_same_from_turn_to_turn(url: str) -> None:

@@ -82,6 +82,19 @@ def test_the_parts_to_sum_up_are_what_is_newly_left_out() -> None:
     assert list(auto(100).parts(messages, before, after)) == []
 
 
+@pytest.mark.parametrize(
+    "text", ["word " * 500, "日本語" * 500, "слово " * 500, "word " * 400 + "日本語" * 100]
+)
+def test_a_part_to_sum_up_and_its_summary_leave_room_in_the_window(text: str) -> None:
+    messages, policy = [SYSTEM, TASK, *[says(text)] * 3, says("well")], summarise(400)
+    view = policy.fit(messages, View())
+    parts = list(policy.parts(messages, View(), view))
+    assert "".join(parts).count(text) == 3
+    sizes = [tokens_in([says(part)]) for part in [*parts, policy.shortened(text, view)]]
+    assert max(sizes[:-1]) <= 204 and sizes[-1] <= 104
+    assert max(tokens_in([says(part)]) for part in policy.parts(messages, View(), View(5, scale=2))) <= 104
+
+
 def test_the_start_moves_in_blocks_so_that_the_prefix_stays() -> None:
     messages, view, sent = [SYSTEM, TASK], View(), []
     for n in range(100):
