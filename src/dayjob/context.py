@@ -14,6 +14,7 @@ counted. No message is lost by this: a view is only a way to look at a conversat
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
@@ -104,11 +105,9 @@ class Policy:
         """The view, moved on if it no longer fits. Raises WindowTooSmall."""
         if self.fill(messages, view) <= 1:
             return view
-        moved = view
-        for start in _cuts(messages, max(view.start, head_of(messages))):
-            moved = replace(view, start=start)
-            if self.fill(messages, moved) <= ROOM_AFTER_A_CUT:
-                return moved
+        cuts = list(_cuts(messages, max(view.start, head_of(messages))))
+        first = bisect_left(cuts, True, key=lambda cut: self._leaves_room(messages, replace(view, start=cut)))
+        moved = replace(view, start=cuts[min(first, len(cuts) - 1)]) if cuts else view
         if self.fill(messages, moved) > 1:
             least = len(messages) - max(moved.start, head_of(messages))
             raise WindowTooSmall(
@@ -116,6 +115,9 @@ class Policy:
                 f"{len(messages)} messages do not fit. Use a larger one, or shorter tool results"
             )
         return moved
+
+    def _leaves_room(self, messages: Sequence[Message], view: View) -> bool:
+        return self.fill(messages, view) <= ROOM_AFTER_A_CUT
 
 
 def last_messages(count: int) -> Policy:

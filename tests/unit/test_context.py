@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dayjob.context import LEFT_OUT, UNANSWERED, View, auto, head_of, last_messages, summarise, tokens_in
+from dayjob.context import (
+    LEFT_OUT,
+    UNANSWERED,
+    Policy,
+    View,
+    auto,
+    head_of,
+    last_messages,
+    summarise,
+    tokens_in,
+)
 from dayjob.errors import InputError, WindowTooSmall
 from dayjob.models import Message
 
@@ -54,6 +64,15 @@ def test_the_newest_stay() -> None:
     sent = auto(200).fit(messages, View()).of(messages)
     assert sent[-1] == messages[-1]
     assert tokens_in(sent) <= 200
+
+
+def test_a_long_conversation_is_not_looked_through_again_for_every_cut() -> None:
+    looked: list[int] = []
+    messages = [SYSTEM, TASK, *looks(2_000)]
+    policy = auto(5_000)
+    counting = Policy(lambda messages, view: looked.append(view.start) or policy.fill(messages, view))
+    assert counting.fit(messages, View()) == policy.fit(messages, View())
+    assert len(looked) < 20
 
 
 def test_the_task_of_a_long_thread_stays() -> None:
