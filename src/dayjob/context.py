@@ -14,9 +14,10 @@ counted. No message is lost by this: a view is only a way to look at a conversat
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 import orjson
@@ -36,6 +37,8 @@ _SCALES = (0.5, 3.0)
 LEFT_OUT = "[Messages {first} to {last} of this conversation are left out here.]"
 SUMMARY = "[Messages {first} to {last} of this conversation are left out here. In short:]\n{summary}"
 
+UNANSWERED = "No result: the run was stopped before it came. What the call was to do may have been done."
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -51,7 +54,7 @@ class View:
     scale: float = 1.0
 
     def of(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages to send. Calls that were never answered, as a cancelled run leaves them, are not among them."""
+        """The messages to send. Calls that were never answered, as a cancelled run leaves them, are told to be."""
         head = head_of(messages)
         if self.start <= head:
             return _whole(messages, 0)
@@ -82,7 +85,7 @@ class Policy:
     """How much of a window a view fills, as a share: over 1 the view has to move on.
 
     With `summarises_by`, a summary is to stand in place of what is left out; whoever can ask a model makes
-    it from `parts` of at most so many characters.
+    it from `parts` of at most so many tokens, and it is `shortened` to half of that.
     """
 
     fill: Callable[[Sequence[Message], View], float]
@@ -93,19 +96,18 @@ class Policy:
         if not self.summarises_by:
             return
         left_out = messages[max(before.start, head_of(messages)) : after.start]
-        text = "\n\n".join(_shown(message) for message in left_out)
-        for start in range(0, len(text), self.summarises_by):
-            yield text[start : start + self.summarises_by]
+        yield from _pieces("\n\n".join(map(_shown, left_out)), self.summarises_by / max(after.scale, 1))
+
+    def shortened(self, summary: str, view: View) -> str:
+        return next(_pieces(summary, self.summarises_by / 2 / max(view.scale, 1)), "")
 
     def fit(self, messages: Sequence[Message], view: View) -> View:
         """The view, moved on if it no longer fits. Raises WindowTooSmall."""
         if self.fill(messages, view) <= 1:
             return view
-        moved = view
-        for start in _cuts(messages, max(view.start, head_of(messages))):
-            moved = replace(view, start=start)
-            if self.fill(messages, moved) <= ROOM_AFTER_A_CUT:
-                return moved
+        cuts = list(_cuts(messages, max(view.start, head_of(messages))))
+        first = bisect_left(cuts, True, key=lambda cut: self._leaves_room(messages, replace(view, start=cut)))
+        moved = replace(view, start=cuts[min(first, len(cuts) - 1)]) if cuts else view
         if self.fill(messages, moved) > 1:
             least = len(messages) - max(moved.start, head_of(messages))
             raise WindowTooSmall(
@@ -113,6 +115,9 @@ class Policy:
                 f"{len(messages)} messages do not fit. Use a larger one, or shorter tool results"
             )
         return moved
+
+    def _leaves_room(self, messages: Sequence[Message], view: View) -> bool:
+        return self.fill(messages, view) <= ROOM_AFTER_A_CUT
 
 
 def last_messages(count: int) -> Policy:
@@ -129,7 +134,7 @@ def auto(tokens: int) -> Policy:
 
 def summarise(tokens: int) -> Policy:
     """Like `auto`, with a summary in place of what was left out: one more model call at each cut."""
-    return replace(auto(tokens), summarises_by=2 * tokens)
+    return replace(auto(tokens), summarises_by=-(-tokens // 2))
 
 
 def tokens_in(messages: Sequence[Message]) -> int:
@@ -153,19 +158,43 @@ def _cuts(messages: Sequence[Message], after: int) -> Iterator[int]:
 
 
 def _whole(messages: Sequence[Message], start: int) -> list[Message]:
-    """The messages from `start` on, without calls that lack a result, and results that lack their call."""
+    """The messages from `start` on, with a result right after each call, and none without its call."""
     kept: list[Message] = []
     for number in range(start, len(messages)):
         message = messages[number]
-        if message["role"] == "tool":
-            continue
-        calls = message.get("tool_calls") or ()
-        results = (
-            list(takewhile(lambda each: each["role"] == "tool", messages[number + 1 :])) if calls else []
-        )
-        if sorted(call["id"] for call in calls) == sorted(each["tool_call_id"] for each in results):
-            kept += [message, *results]
+        if message["role"] != "tool":
+            kept.append(message)
+            if calls := message.get("tool_calls"):
+                kept += _results(calls, messages, number + 1)
     return kept
+
+
+def _results(calls: Sequence[Any], messages: Sequence[Message], start: int) -> list[Message]:
+    """The result of each call: what follows at once, or else is found before the model speaks again."""
+    ids = [call["id"] for call in calls]
+    next_ones = list(messages[start : start + len(ids)])
+    if [each.get("tool_call_id") for each in next_ones] == ids:
+        return next_ones
+    until_it_speaks = takewhile(lambda each: each["role"] != "assistant", islice(messages, start, None))
+    given = [each for each in until_it_speaks if each["role"] == "tool"]
+    results = []
+    for id in ids:
+        found = next((each for each in given if each["tool_call_id"] == id), None)
+        if found is not None:
+            given.remove(found)
+        results.append(found or {"role": "tool", "tool_call_id": id, "content": UNANSWERED})
+    return results
+
+
+def _pieces(text: str, tokens: float) -> Iterator[str]:
+    """A text in pieces of at most so many tokens."""
+    most = max(int(tokens), 1)
+    while text:
+        piece = text[: most * LATIN_PER_TOKEN]
+        while (counted := _in_text(piece)) > most:
+            piece = piece[: len(piece) * most // counted]
+        yield piece
+        text = text[len(piece) :]
 
 
 def _shown(message: Message) -> str:
