@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
 from dayjob.context import Policy, auto
-from dayjob.errors import Incomplete, StepError
+from dayjob.errors import StepError
 from dayjob.jobs import Job, job
-from dayjob.patterns.agent import CutOff, agent
+from dayjob.patterns.agent import agent
 from dayjob.run import Run
 from dayjob.runs import RunRecord
 from dayjob.tools import ClientTool, Tool
@@ -19,6 +19,7 @@ from dayjob.values import convert
 
 JOB = "assistant"
 MOST_TURNS = 1_000
+MOST_MESSAGES = 2_000
 DEFAULT_WINDOW = 128_000
 """Tokens; for a model of which nobody says how much it takes."""
 
@@ -42,7 +43,9 @@ class AssistantRun:
     reasoning_effort: str | None = None
     max_prompt_tokens: int | None = None
     max_completion_tokens: int | None = None
-    truncation_strategy: dict[str, Any] = field(default_factory=lambda: {"type": "auto", "last_messages": None})
+    truncation_strategy: dict[str, Any] = field(
+        default_factory=lambda: {"type": "auto", "last_messages": None}
+    )
     tool_choice: Any = "auto"
     parallel_tool_calls: bool = True
     response_format: Any = "auto"
@@ -69,16 +72,15 @@ def assistant_job(tools: Iterable[Tool[..., Any]] = ()) -> Job:
     async def assistant(run: Run, request: AssistantRun) -> str:
         functions = [tool for tool in request.tools if tool["type"] == "function"]
         offered = [here.get(each["function"]["name"]) or ClientTool.of(each) for each in functions]
-        last = request.truncation_strategy.get("last_messages")
         try:
             return await agent(
-                run, request.instructions, tools=offered, max_steps=MOST_TURNS, max_loops=None, last_messages=last,
+                run, request.instructions, tools=offered, max_steps=MOST_TURNS, max_loops=None,
                 context=_context(request), model=request.answers, **request.options,
             )  # fmt: skip
         except StepError as error:
-            if error.type != CutOff:
+            if error.type != "CutOff":
                 raise
-            raise Incomplete("max_completion_tokens") from None
+            raise StepError("Incomplete", "max_completion_tokens") from None
 
     return assistant
 
@@ -90,5 +92,6 @@ def request_of(run: RunRecord) -> AssistantRun:
 
 
 def _context(request: AssistantRun) -> Policy:
-    window = DEFAULT_WINDOW
-    return auto(min(window, request.max_prompt_tokens or window), silent=True)
+    window = min(DEFAULT_WINDOW, request.max_prompt_tokens or DEFAULT_WINDOW)
+    last = request.truncation_strategy.get("last_messages")
+    return replace(auto(window), opens_with=last or MOST_MESSAGES, silent=True)

@@ -44,7 +44,7 @@ UNANSWERED = "No result: the run was stopped before it came. What the call was t
 class View:
     """What is sent of a conversation: its head, and the messages from number `start` (from 0) on.
 
-    `task` is the number of one more message that stays. `summary` stands for what was left out; `scale` is how
+    `task` is the number of one more message that stays. `told`: the model is told what was left out. `summary` stands for what was left out; `scale` is how
     many real tokens an estimated one turned out to be.
     """
 
@@ -52,6 +52,7 @@ class View:
     task: int = 0
     summary: str = ""
     scale: float = 1.0
+    told: bool = True
 
     def of(self, messages: Sequence[Message]) -> list[Message]:
         """The messages to send. Calls that were never answered, as a cancelled run leaves them, are told to be."""
@@ -59,7 +60,8 @@ class View:
         if self.start <= head:
             return _whole(messages, 0)
         task = messages[self.task : self.task + 1] if head <= self.task < self.start else []
-        return [*messages[:head], self.left_out(messages), *task, *_whole(messages, self.start)]
+        told = [self.left_out(messages)] if self.told else []
+        return [*messages[:head], *told, *task, *_whole(messages, self.start)]
 
     def left_out(self, messages: Sequence[Message]) -> Message:
         """The message in place of those that were left out, which it names by their numbers, counted from 1."""
@@ -85,11 +87,15 @@ class Policy:
     """How much of a window a view fills, as a share: over 1 the view has to move on.
 
     With `summarises_by`, a summary is to stand in place of what is left out; whoever can ask a model makes
-    it from `parts` of at most so many tokens, and it is `shortened` to half of that.
+    it from `parts` of at most so many tokens, and it is `shortened` to half of that. A conversation begins with at most
+    `opens_with` messages of its thread that people read; None: with all. A `silent` policy does not tell the
+    model what it leaves out.
     """
 
     fill: Callable[[Sequence[Message], View], float]
     summarises_by: int = 0
+    opens_with: int | None = None
+    silent: bool = False
 
     def parts(self, messages: Sequence[Message], before: View, after: View) -> Iterator[str]:
         """What `after` leaves out and `before` did not, as texts to be summed up one after the other."""

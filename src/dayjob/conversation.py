@@ -26,15 +26,15 @@ def aside(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in ABOUT_THE_ANSWER}
 
 
-async def opened(run: Run, instructions: str, input: str) -> list[Message]:
+async def opened(run: Run, instructions: str, input: str | None, context: Policy | None) -> list[Message]:
     """The conversation at its beginning: instructions, what the thread holds, and the input."""
-    earlier = await run.thread.messages() if run.thread else []
-    opening: list[Message] = [{"role": "user", "content": input}]
-    if earlier[-1:] == opening:  # it stands in the thread already
-        earlier.pop()
-    else:
+    most = None if context is None else context.opens_with
+    talk = await run.thread.messages(most) if run.thread else []
+    opening: list[Message] = [] if input is None else [{"role": "user", "content": input}]
+    if opening and talk[-1:] != opening:  # else it stands in the thread already
         await append(run, opening)
-    return [{"role": "system", "content": instructions}, *earlier, *opening]
+        talk += opening
+    return [{"role": "system", "content": instructions}, *talk] if instructions else talk
 
 
 async def append(run: Run, messages: Iterable[Message]) -> None:

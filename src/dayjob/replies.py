@@ -134,8 +134,11 @@ class ModelCall:
                 if run.scope.closed or cancellings() > before:
                     if held is not None:
                         held.spend_all()
-                    cut_off = self._said(run, key, started, {"content": "".join(pieces)}, "run_cancelled")
-                    run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None, append=cut_off)
+                    said = {"text": "".join(pieces), "tool_calls": [], "finish": "cancelled"}
+                    run.record_cancelled(
+                        key, name, Kind.MODEL, started, fingerprint, None, run.encode(name, said),
+                        append=self._said(run, key, started, {"content": said["text"]}, "run_cancelled"),
+                    )  # fmt: skip
                     raise
                 error = StepError("CancelledError", f"model step {name!r} cancelled itself", step=key)
             except InvalidAnswer as problem:

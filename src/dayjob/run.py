@@ -505,12 +505,12 @@ class RunThread:
         self._run = run
         self.id = id
 
-    async def messages(self) -> list[Message]:
-        """The messages so far; on replay the same ones."""
+    async def messages(self, last: int | None = None) -> list[Message]:
+        """The messages so far, from the `last` on that people read; on replay the same ones."""
         store = self._run.journal.store
 
         up_to = await self._run.value("messages", lambda: patiently(lambda: store.thread_length(self.id)))
-        found = await patiently(lambda: store.thread_messages(self.id, up_to))
+        found = await patiently(lambda: store.thread_messages(self.id, up_to, last))
         return [orjson.loads(message) for _, _, message in found]
 
     async def append(self, message: Message | str) -> None:

@@ -481,13 +481,22 @@ class Steps:
         started: float,
         fingerprint: bytes | None,
         input: bytes | None,
+        value: bytes | None = None,
         **more: Any,
     ) -> None:
         if self.scope.closed:
             return
         self._warn_of_cancellation(key)
         row = self.journal.row(
-            self.scope.path, key, name, kind, Outcome.CANCELLED, started, fingerprint, input=input
+            self.scope.path,
+            key,
+            name,
+            kind,
+            Outcome.CANCELLED,
+            started,
+            fingerprint,
+            input=input,
+            value=value,
         )
         self.journal.put((row,), **more)
         if self.keeper.events.active:

@@ -27,7 +27,7 @@ import reprlib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
 from typing import (
@@ -313,6 +313,39 @@ class Tool(Generic[P, R]):
         ]
         more = len(complaints) - _COMPLAINTS
         return "; ".join(complaints[:_COMPLAINTS] + ([f"and {more} more"] if more > 0 else []))
+
+
+@dataclass(frozen=True, eq=False)
+class ClientTool(Tool[..., Any]):
+    """A function that a client described and executes: its words and JSON schema go to the model as they came.
+
+    Its arguments are not checked here but to be an object: the client knows what it meant.
+    """
+
+    definition: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, definition: Mapping[str, Any]) -> ClientTool:
+        """The tool that a definition in the Chat Completions format describes. Raises InputError for a bad name."""
+        given = definition_of(definition)
+        return cls(_not_here, str(given["function"]["name"]), external=True, definition=given)
+
+    @property
+    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
+        return dict(self.definition["function"].get("parameters") or {"type": "object", "properties": {}})
+
+    def validate(self, arguments: str | bytes | Mapping[str, Any]) -> dict[str, Any]:
+        given = _parsed(arguments)
+        if not isinstance(given, Mapping):
+            raise InputError(f"{self.name}: should be an object; got {shorten(given)}")
+        return dict(given)
+
+    def _check_signature(self) -> None:
+        """Its arguments are in the schema."""
+
+
+def _not_here(**arguments: Any) -> Any:
+    raise NotImplementedError("the client executes this tool")
 
 
 @overload

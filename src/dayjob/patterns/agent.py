@@ -51,31 +51,34 @@ class Turn:
 async def agent(
     run: Run,
     instructions: str,
-    input: str,
+    input: str | None = None,
     tools: Iterable[Tool[..., Any] | Callable[..., Any]] = (),
     *,
     done: Callable[..., Any] | None = None,
     plan: bool = False,
     reflect_every: int | None = None,
     max_steps: int = 20,
+    max_loops: int | None = 1,
     context: Policy | None = None,
     **options: Any,
 ) -> str:
     """What the model says once it calls no more tools and `done(answer)`, if given, says True.
 
-    `done` may also return a text that says what is missing. With `plan` it keeps a plan and revises it when
+    Without `input` it answers what the thread of the run ends with. `done` may also return a text that says what is missing. With `plan` it keeps a plan and revises it when
     calls fail or repeat and when messages are left out; every `reflect_every` turns it looks back. `context`
     chooses what fits the window; without one everything is sent. `options` go to `run.model`; those
     that shape the answer, such as `returns`, to no plan, reflection or summary. A text sent to the run as
     "message" is heard at the next turn. On a thread the conversation is gone on with, and appended
-    to. Each end leaves a note with its reason; without an answer StepError of type Stopped is raised. What was
-    said last is the run's partial output.
+    to. Calls that only repeat what was done are refused, and end it once that happened more than `max_loops`
+    times; None lets it repeat itself. Each end leaves a note with its reason; without an answer StepError of
+    type Stopped is raised, or CutOff if the answer reached a limit of the model. What was said last is the
+    run's partial output.
     """
     if max_steps < 1 or (reflect_every is not None and reflect_every < 1):
         raise InputError(f"agent: max_steps={max_steps}, reflect_every={reflect_every}: expected 1 or more")
     toolbox, turns = Toolbox(tools), list[Turn]()
-    talk = await opened(run, instructions, input)
-    task = len(talk) - 1
+    talk = await opened(run, instructions, input, context)
+    opening = View(task=len(talk) - 1, told=context is None or not context.silent)
 
     async def act(run: Run, call: ToolCall) -> Observed:
         observed = await toolbox.call(run, call)
@@ -85,15 +88,15 @@ async def agent(
     async def turn(run: Run) -> Turn:
         heard = await heard_by(run)
         await append(run, heard)
-        before = turns[-1].view if turns else View(task=task)
+        before = turns[-1].view if turns else opening
         view = await fitted(run, [*talk, *heard], before, context, aside(options))
         thoughts: list[Message] = []
         outcomes = [turn.outcome for turn in turns]
         if why := time_to_reflect(outcomes, plan, reflect_every, cut=view.start > before.start):
             thoughts = await reflect(run, view.of([*talk, *heard]), why, plan, aside(options))
         sent = view.of([*talk, *heard, *thoughts])
-        reply = await run.model(sent, tools=toolbox.tools, **(unforced(options) if turns else options))
-        await append(run, [reply.message])
+        chosen = unforced(options) if turns else options
+        reply = await run.model(sent, tools=toolbox.tools, append=True, **chosen)
         if reply.text:
             await run.partial(reply.text)
         if context is not None:
@@ -103,7 +106,7 @@ async def agent(
             after = await _missing(run, done, reply.text) or await heard_by(run)
             await append(run, after)
             outcome = "answered" if after else reply.finish if reply.finish in CUT_OFF else "done"
-        elif why := _why_not(reply, turns, calls):
+        elif why := _why_not(reply, turns, calls, max_loops):
             after = [refused(call, why).message for call in reply.tool_calls]
             outcome = "looped" if why == LOOP else "invalid"
             await append(run, after)
@@ -112,31 +115,37 @@ async def agent(
             after, outcome = [each.message for each in observed], outcome_of(observed)
         return Turn([*heard, *thoughts, reply.message, *after], view, outcome, calls)
 
-    while (reason := _end(turns, max_steps)) is None:
+    while (reason := _end(turns, max_steps, max_loops)) is None:
         turns.append(await run.step(turn))
         talk += turns[-1].said
     await run.note(f"agent: {reason}", pattern="agent", reason=reason, turns=len(turns))
+    if reason == "length":
+        raise StepError(
+            "CutOff", f"agent: the answer was cut off at the model's limit: {talk[-1]['content']}"
+        )
     if reason != turns[-1].outcome:
         raise StepError("Stopped", f"agent: {reason} after {len(turns)} turns, without an answer")
     return str(talk[-1]["content"])
 
 
-def _end(turns: Sequence[Turn], max_steps: int) -> str | None:
+def _end(turns: Sequence[Turn], max_steps: int, max_loops: int | None) -> str | None:
     """The one reason why there is no further turn, or None."""
     outcomes = [turn.outcome for turn in turns]
     if outcomes and outcomes[-1] in ("done", *CUT_OFF):
         return outcomes[-1]
-    if outcomes.count("looped") > 1:
+    if max_loops is not None and outcomes.count("looped") > max_loops:
         return "loop"
     if outcomes[-MAX_INVALID_TURNS:] == ["invalid"] * MAX_INVALID_TURNS:
         return "invalid_calls"
     return "max_steps" if len(turns) >= max_steps else None
 
 
-def _why_not(reply: Reply, turns: Sequence[Turn], calls: list[list[str]]) -> str:
+def _why_not(reply: Reply, turns: Sequence[Turn], calls: list[list[str]], max_loops: int | None) -> str:
     """Why the calls of a reply are not made; empty if they are."""
     if reply.finish in CUT_OFF:
         return CUT_SHORT
+    if max_loops is None:
+        return ""
     return LOOP if is_loop([turn.made for turn in turns[-LOOKS_BACK:]], calls) else ""
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import orjson
 
-from dayjob.assistant import JOB, AssistantRun, request_of
-from dayjob.keys import message_id
+from dayjob.assistant import JOB, request_of
 from dayjob.kept import MessageRecord, ObjectRecord, ThreadRecord
+from dayjob.keys import message_id
 from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord, is_action
 from dayjob.values import canonical, digest
 
@@ -127,7 +127,9 @@ def run_object(run: RunRecord, steps: Sequence[StepRecord] = ()) -> dict[str, An
         "status": status,
         "required_action": _required_action(required) if required else None,
         "last_error": _last_error(run) if status == "failed" else None,
-        "expires_at": None if status == "completed" or run.expires is None else int(run.expires),
+        "expires_at": None
+        if status == "completed" or getattr(run, "expires", None) is None
+        else int(run.expires),
         "started_at": None if run.started is None else int(run.started),
         "cancelled_at": ended if status == "cancelled" else None,
         "failed_at": ended if status == "failed" else None,
@@ -274,7 +276,9 @@ def calls_step(run: RunRecord, row: StepRecord, ends: Mapping[str, StepRecord]) 
     done = [ends.get(_scope_of_call(row, number)) for number in range(len(calls))]
     complete = all(output is not None for output in outputs)
     status = "completed" if complete else _ended_step(run)
-    ended = max((each.ended or 0.0 for each in done if each is not None), default=None) if complete else run.ended
+    ended = (
+        max((each.ended or 0.0 for each in done if each is not None), default=None) if complete else run.ended
+    )
     usage = _usage(row.input_tokens, row.output_tokens)
     return _step(run, row, "tool_calls", details, status, row.ended or row.started, ended, usage)
 
@@ -340,5 +344,3 @@ def _ended_step(run: RunRecord) -> str:
 
 def _value(row: StepRecord) -> dict[str, Any]:
     return orjson.loads(row.value) if row.value else {"text": "", "tool_calls": []}
-
-

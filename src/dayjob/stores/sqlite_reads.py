@@ -312,15 +312,25 @@ class SQLiteReads:
             )
         )
 
-    async def thread_messages(self, thread: str, up_to: int | None = None) -> list[tuple[int, str, bytes]]:
-        """(n, id, message) in order."""
-        return await self._read(
-            lambda c: c.execute(
-                "SELECT n, id, message FROM thread_messages WHERE home = ?1 AND thread = ?1 "
-                "AND (?2 IS NULL OR n <= ?2) ORDER BY n",
-                (thread, up_to),
+    async def thread_messages(
+        self, thread: str, up_to: int | None = None, last: int | None = None
+    ) -> list[tuple[int, str, bytes]]:
+        """(n, id, message) in order, from the `last` on that people read."""
+
+        def query(connection: sqlite3.Connection) -> list[tuple[int, str, bytes]]:
+            values = {"thread": thread, "up_to": 2**62 if up_to is None else up_to, "skip": (last or 1) - 1}
+            of_thread = "FROM thread_messages WHERE home = :thread AND thread = :thread AND n <= :up_to"
+            first = None
+            if last is not None:
+                first = connection.execute(
+                    f"SELECT n {of_thread} AND said = 1 ORDER BY n DESC LIMIT 1 OFFSET :skip", values
+                ).fetchone()
+            return connection.execute(
+                f"SELECT n, id, message {of_thread} AND n >= :first ORDER BY n",
+                {**values, "first": 0 if first is None else first[0]},
             ).fetchall()
-        )
+
+        return await self._read(query)
 
     async def thread_length(self, thread: str) -> int:
         """The place of the last message."""
