@@ -44,8 +44,8 @@ UNANSWERED = "No result: the run was stopped before it came. What the call was t
 class View:
     """What is sent of a conversation: its head, and the messages from number `start` (from 0) on.
 
-    `task` is the number of one more message that stays. `told`: the model is told what was left out. `summary` stands for what was left out; `scale` is how
-    many real tokens an estimated one turned out to be.
+    `task` is the number of one more message that stays. `summary` stands for what was left out, of which the
+    model is `told`; `scale` is how many real tokens an estimated one turned out to be.
     """
 
     start: int = 0

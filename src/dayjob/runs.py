@@ -177,6 +177,7 @@ class RunRecord:
     pinned: int
     changed: int
     created: float
+    expires: float | None
     started: float | None
     ended: float | None
     progress_done: float | None

@@ -331,7 +331,7 @@ class ClientTool(Tool[..., Any]):
         return cls(_not_here, str(given["function"]["name"]), external=True, definition=given)
 
     @property
-    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
+    def parameters(self) -> dict[str, Any]:
         return dict(self.definition["function"].get("parameters") or {"type": "object", "properties": {}})
 
     def validate(self, arguments: str | bytes | Mapping[str, Any]) -> dict[str, Any]:

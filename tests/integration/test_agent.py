@@ -158,7 +158,9 @@ async def test_done_may_be_asked_without_words_and_may_call_a_model(url: str) ->
 
 
 async def test_an_answer_that_is_cut_off_says_so(url: str) -> None:
-    assert (await ends(url, Scripted(["A long answer"]), max_tokens=2))[:2] == ("A long a", "length")
+    result, reason, _ = await ends(url, Scripted(["A long answer"]), max_tokens=2)
+    assert (reason, result.partial) == ("length", "A long a")
+    assert "CutOff: agent: the answer was cut off in turn 1" in result.reason
 
 
 async def test_it_ends_without_an_answer_when_its_turns_are_used_up(url: str) -> None:

@@ -64,15 +64,15 @@ async def agent(
 ) -> str:
     """What the model says once it calls no more tools and `done(answer)`, if given, says True.
 
-    Without `input` it answers what the thread of the run ends with. `done` may also return a text that says what is missing. With `plan` it keeps a plan and revises it when
-    calls fail or repeat and when messages are left out; every `reflect_every` turns it looks back. `context`
-    chooses what fits the window; without one everything is sent. `options` go to `run.model`; those
-    that shape the answer, such as `returns`, to no plan, reflection or summary. A text sent to the run as
-    "message" is heard at the next turn. On a thread the conversation is gone on with, and appended
-    to. Calls that only repeat what was done are refused, and end it once that happened more than `max_loops`
-    times; None lets it repeat itself. Each end leaves a note with its reason; without an answer StepError of
-    type Stopped is raised, or CutOff if the answer reached a limit of the model. What was said last is the
-    run's partial output.
+    Without `input` it answers what its thread ends with. `done` may also return a text that says what is missing.
+    With `plan` it keeps a plan and revises it when calls fail or repeat and when messages are left out; every
+    `reflect_every` turns it looks back. `context` chooses what fits the window; without one everything is sent.
+    `options` go to `run.model`; those that shape the answer, such as `returns`, to no plan, reflection or
+    summary. A text sent to the run as "message" is heard at the next turn. On a thread the conversation is gone
+    on with, and appended to. Calls that only repeat what was done are refused, and end it once that happened more
+    than `max_loops` times; None lets it repeat itself. Each end leaves a note with its reason; without an answer
+    StepError of type Stopped is raised, or CutOff if the model reached a limit in the middle of it. What was
+    said last is the run's partial output.
     """
     if max_steps < 1 or (reflect_every is not None and reflect_every < 1):
         raise InputError(f"agent: max_steps={max_steps}, reflect_every={reflect_every}: expected 1 or more")
@@ -120,9 +120,7 @@ async def agent(
         talk += turns[-1].said
     await run.note(f"agent: {reason}", pattern="agent", reason=reason, turns=len(turns))
     if reason == "length":
-        raise StepError(
-            "CutOff", f"agent: the answer was cut off at the model's limit: {talk[-1]['content']}"
-        )
+        raise StepError("CutOff", f"agent: the answer was cut off in turn {len(turns)}")
     if reason != turns[-1].outcome:
         raise StepError("Stopped", f"agent: {reason} after {len(turns)} turns, without an answer")
     return str(talk[-1]["content"])

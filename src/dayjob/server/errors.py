@@ -103,7 +103,7 @@ def answer_errors(server: FastAPI) -> None:
 
     @server.exception_handler(Exception)
     async def unknown(request: Request, problem: Exception) -> JSON:
-        logger.exception("%s %s failed", request.method, request.url.path, exc_info=problem)
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=problem)
         id = getattr(request.state, "id", "")
         return Refused(f"The server had an error while processing your request {id}.", 500).answer()
 

@@ -117,7 +117,7 @@ def run_object(run: RunRecord, steps: Sequence[StepRecord] = ()) -> dict[str, An
         return {**kept["imported"], "metadata": metadata}
     required = calls_required(run, steps)
     status = status_of(run, bool(required))
-    ended = None if run.ended is None else int(run.ended)
+    ended = _at(run.ended)
     return {
         "id": run.id,
         "object": "thread.run",
@@ -127,10 +127,8 @@ def run_object(run: RunRecord, steps: Sequence[StepRecord] = ()) -> dict[str, An
         "status": status,
         "required_action": _required_action(required) if required else None,
         "last_error": _last_error(run) if status == "failed" else None,
-        "expires_at": None
-        if status == "completed" or getattr(run, "expires", None) is None
-        else int(run.expires),
-        "started_at": None if run.started is None else int(run.started),
+        "expires_at": _at(run.expires) if status != "completed" else None,
+        "started_at": _at(run.started),
         "cancelled_at": ended if status == "cancelled" else None,
         "failed_at": ended if status == "failed" else None,
         "completed_at": ended if status == "completed" else None,
@@ -149,6 +147,10 @@ def run_object(run: RunRecord, steps: Sequence[StepRecord] = ()) -> dict[str, An
         "parallel_tool_calls": asked.parallel_tool_calls,
         "response_format": asked.response_format,
     }
+
+
+def _at(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)
 
 
 def status_of(run: RunRecord, needs_client: bool) -> str:
@@ -312,7 +314,7 @@ def _made_step(
     run: RunRecord, id: str, type: str, details: Any, status: str, started: float, ended: float | None,
     usage: dict[str, Any] | None, error: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    at = None if ended is None else int(ended)
+    at = _at(ended)
     return {
         "id": id,
         "object": "thread.run.step",

@@ -39,6 +39,7 @@ CREATE TABLE runs (
     pinned          INTEGER NOT NULL DEFAULT 0, -- only its own version may go on with it
     changed         INTEGER NOT NULL DEFAULT 0, -- resumed to run changed step functions again
     created         REAL    NOT NULL,
+    expires         REAL,                       -- when it ends, expired, if it is not over by then
     started         REAL,
     ended           REAL,
     progress_done   REAL,
