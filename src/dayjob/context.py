@@ -207,18 +207,21 @@ def _shown(message: Message) -> str:
 
 def _tokens(message: Message) -> int:
     content = message.get("content") or ""
-    parts = [{"text": content}] if isinstance(content, str) else content
-    counted = sum(_in_text(part["text"]) if "text" in part else ATTACHMENT_TOKENS for part in parts)
+    if isinstance(content, str):
+        counted = _in_text(content)
+    else:
+        counted = sum(_in_text(part["text"]) if "text" in part else ATTACHMENT_TOKENS for part in content)
     calls = message.get("tool_calls")
     return counted + (_in_text(orjson.dumps(calls).decode()) if calls else 0)
 
 
 def _in_text(text: str) -> int:
     """By how many bytes UTF-8 takes for a letter: one is Latin, three or more are wide."""
-    latin = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
+    if text.isascii():
+        return -(-len(text) // LATIN_PER_TOKEN)
+    latin = len(text.encode("ascii", "ignore"))
     others = len(text) - latin
-    wide = len(text.encode("utf-8", "replace")) - latin - 2 * others if others else 0
-    wide = min(wide, others)
+    wide = min(len(text.encode("utf-8", "replace")) - latin - 2 * others, others)
     return -(-latin // LATIN_PER_TOKEN) + -(-(others - wide) // OTHERS_PER_TOKEN) + wide
 
 
