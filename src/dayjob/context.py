@@ -179,7 +179,7 @@ def _results(calls: Sequence[Any], messages: Sequence[Message], start: int) -> l
     given = [each for each in until_it_speaks if each["role"] == "tool"]
     results = []
     for id in ids:
-        found = next((each for each in given if each["tool_call_id"] == id), None)
+        found = next((each for each in given if each.get("tool_call_id") == id), None)
         if found is not None:
             given.remove(found)
         results.append(found or {"role": "tool", "tool_call_id": id, "content": UNANSWERED})

@@ -157,6 +157,14 @@ async def test_done_may_be_asked_without_words_and_may_call_a_model(url: str) ->
     assert told(model.requests[2])[-1] == NOT_DONE
 
 
+@pytest.mark.parametrize("verdict", ["", None, 0, 1, {"ok": True}])
+async def test_a_verdict_that_says_nothing_asks_it_to_go_on(url: str, verdict: Any) -> None:
+    model = Scripted(["Here.", "There."])
+    result, reason, _ = await ends(url, model, done=lambda text: verdict, max_steps=2)
+    assert (type(result), reason) == (RunFailed, "max_steps")
+    assert told(model.requests[1])[-1] == NOT_DONE
+
+
 async def test_an_answer_that_is_cut_off_says_so(url: str) -> None:
     assert (await ends(url, Scripted(["A long answer"]), max_tokens=2))[:2] == ("A long a", "length")
 
@@ -689,6 +697,42 @@ async def test_a_thread_is_the_same_wherever_the_run_was_cut_off(lab: CrashLab) 
             said = await app.store.thread_messages(f"thread {write}")
             roles = [orjson.loads(message)["role"] for _, _, message in said]
             assert roles == ["user", "assistant", "tool", "assistant"], ended.death
+    assert write > 15
+
+
+async def test_a_call_of_the_client_beside_one_of_ours_is_answered_once_whatever_dies(lab: CrashLab) -> None:
+    @tool(external=True)
+    async def sign(name: str) -> str:
+        raise AssertionError
+
+    asked = calls(("pay", {"amount": 3}), ("sign", {"name": "Kim"}), ("look", {"place": "hall"}))
+
+    def reply(request: ModelRequest) -> Any:
+        return asked if len(request.messages) == 2 else f"Done: {sorted(told(request)[-3:])}"
+
+    async def outside(app: Dayjob, run: str) -> bool:
+        actions = await app.actions(run)
+        for action in actions:
+            happened = {"result": "paid 3"} if executed["pay 3"] else False
+            await app.answer(run, action.id, "signed" if action.kind == "tool" else happened)
+        return bool(actions)
+
+    async with Dayjob(lab.store, worker=False) as app:
+        write, ended = 0, None
+        while ended is None or ended.death is not None:
+            write += 1
+            executed.clear()
+            ended = await lab.run(
+                agent_job(tools=[pay, sign, look])(), death=Death(write, [*Moment][write % 3]), model=Scripted(reply),
+                outside=outside, thread=f"thread {write}",
+            )  # fmt: skip
+            assert ended.output == "Done: ['in hall: a key', 'paid 3', 'signed']", ended.run.reason
+            assert executed["pay 3"] == 1, ended.death
+            said = [
+                orjson.loads(message) for _, _, message in await app.store.thread_messages(f"thread {write}")
+            ]
+            assert [message["role"] for message in said] == ["user", "assistant", *["tool"] * 3, "assistant"]
+            assert len({message["tool_call_id"] for message in said if message["role"] == "tool"}) == 3
     assert write > 15
 
 

@@ -133,7 +133,16 @@ def test_a_window_too_small_for_one_message_is_a_named_error(policy: Any) -> Non
 
 
 def test_a_call_without_a_result_is_answered_by_that_and_a_result_without_its_call_is_not_sent() -> None:
-    messages = [SYSTEM, TASK, asks("1", "2"), result("1"), says("go on", "user"), result("9"), says("well")]
+    messages = [
+        SYSTEM,
+        TASK,
+        asks("1", "2"),
+        result("1"),
+        says("go on", "user"),
+        result("9"),
+        says("", "tool"),
+        says("well"),
+    ]
     answered = [asks("1", "2"), result("1"), result("2", UNANSWERED)]
     assert View().of(messages) == [SYSTEM, TASK, *answered, says("go on", "user"), says("well")]
 
