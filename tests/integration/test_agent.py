@@ -284,6 +284,15 @@ async def test_the_same_test_after_different_edits_is_no_loop(url: str) -> None:
     assert (await ends(url, Scripted([*turns, "Done."])))[:2] == ("Done.", "done")
 
 
+async def test_a_thread_that_began_with_too_much_can_be_gone_on_with(url: str) -> None:
+    async with app_with(url, Scripted(["You are welcome."])) as app:
+        thread = app.thread()
+        await thread.append("a whole book " * 1_000)
+        await thread.append({"role": "assistant", "content": "That was long."})
+        handle = await app.submit(agent_job(context=auto(100))(task="Thank you."), thread=thread)
+        assert await handle.result(timeout=20) == "You are welcome."
+
+
 async def test_a_window_too_small_for_one_message_is_a_named_reason(url: str) -> None:
     async with app_with(url, Scripted(["never"])) as app:
         handle = await app.submit(agent_job(context=auto(5))())
