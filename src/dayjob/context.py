@@ -1,9 +1,9 @@
 """Which messages of a conversation are sent: those that fit the model's window, newest first. Pure.
 
-A conversation only grows; what is sent of it is a `View`: its head (the system messages and the first
-that follow them), a line that names what was left out, and everything from `start` on. Tool calls are
-never parted from their results. The start stays where it is until the window is full, and then moves
-by a block, so that from turn to turn a provider's cache finds the same beginning.
+A conversation only grows; what is sent of it is a `View`: its head (the system messages, and the task), a
+line that names what was left out, and everything from `start` on. Tool calls are never parted from their
+results. The start stays where it is until the window is full, and then moves by a block, so that from turn
+to turn a provider's cache finds the same beginning.
 
     view = auto(8000).fit(messages, View())
     view.of(messages)
@@ -44,8 +44,8 @@ UNANSWERED = "No result: the run was stopped before it came. What the call was t
 class View:
     """What is sent of a conversation: its head, and the messages from number `start` (from 0) on.
 
-    `task` is the number of one more message that stays. `summary` stands for what was left out, of which the
-    model is `told`; `scale` is how many real tokens an estimated one turned out to be.
+    `task` is the number of the message that all of it is about, which stays. `summary` stands for what was left
+    out, of which the model is `told`; `scale` is how many real tokens an estimated one turned out to be.
     """
 
     start: int = 0
@@ -56,7 +56,7 @@ class View:
 
     def of(self, messages: Sequence[Message]) -> list[Message]:
         """The messages to send. Calls that were never answered, as a cancelled run leaves them, are told to be."""
-        head = head_of(messages)
+        head = head_of(messages, self.task)
         if self.start <= head:
             return _whole(messages, 0)
         task = messages[self.task : self.task + 1] if head <= self.task < self.start else []
@@ -71,7 +71,7 @@ class View:
 
     def named(self, messages: Sequence[Message]) -> tuple[int, int]:
         """The numbers of the first and the last message that are left out, counted from 1."""
-        return head_of(messages) + 1, self.start
+        return head_of(messages, self.task) + 1, self.start
 
     def counted(self, sent: Sequence[Message], input_tokens: int) -> View:
         """The same view with its scale corrected by the provider's count of what was sent."""
@@ -101,7 +101,7 @@ class Policy:
         """What `after` leaves out and `before` did not, as texts to be summed up one after the other."""
         if not self.summarises_by:
             return
-        left_out = messages[max(before.start, head_of(messages)) : after.start]
+        left_out = messages[max(before.start, head_of(messages, after.task)) : after.start]
         yield from _pieces("\n\n".join(map(_shown, left_out)), self.summarises_by / max(after.scale, 1))
 
     def shortened(self, summary: str, view: View) -> str:
@@ -111,11 +111,11 @@ class Policy:
         """The view, moved on if it no longer fits. Raises WindowTooSmall."""
         if self.fill(messages, view) <= 1:
             return view
-        cuts = list(_cuts(messages, max(view.start, head_of(messages))))
+        cuts = list(_cuts(messages, max(view.start, head_of(messages, view.task))))
         first = bisect_left(cuts, True, key=lambda cut: self._leaves_room(messages, replace(view, start=cut)))
         moved = replace(view, start=cuts[min(first, len(cuts) - 1)]) if cuts else view
         if self.fill(messages, moved) > 1:
-            least = len(messages) - max(moved.start, head_of(messages))
+            least = len(messages) - max(moved.start, head_of(messages, view.task))
             raise WindowTooSmall(
                 f"the window is too small: even the head of the conversation and the last {least} of its "
                 f"{len(messages)} messages do not fit. Use a larger one, or shorter tool results"
@@ -129,7 +129,9 @@ class Policy:
 def last_messages(count: int) -> Policy:
     """The head, and at most the last `count` messages."""
     _check("last_messages", "count", count)
-    return Policy(lambda messages, view: (len(messages) - max(view.start, head_of(messages))) / count)
+    return Policy(
+        lambda messages, view: (len(messages) - max(view.start, head_of(messages, view.task))) / count
+    )
 
 
 def auto(tokens: int) -> Policy:
@@ -148,12 +150,14 @@ def tokens_in(messages: Sequence[Message]) -> int:
     return sum(MESSAGE_TOKENS + _tokens(message) for message in messages)
 
 
-def head_of(messages: Sequence[Message]) -> int:
-    """How many messages stay in any case: the system messages at the beginning, and the one after them."""
+def head_of(messages: Sequence[Message], task: int = 0) -> int:
+    """How many messages stay in any case: the system messages at the beginning, and the task if it follows them.
+
+    The first message of a long thread is not what a run is about, and may be as long as it likes.
+    """
     first = next((n for n, each in enumerate(messages) if each["role"] != "system"), len(messages))
-    if first < len(messages) and messages[first]["role"] == "user":
-        return first + 1
-    return first
+    is_task = first < len(messages) and messages[first]["role"] == "user" and task <= first
+    return first + is_task
 
 
 def _cuts(messages: Sequence[Message], after: int) -> Iterator[int]:
@@ -185,7 +189,7 @@ def _results(calls: Sequence[Any], messages: Sequence[Message], start: int) -> l
     given = [each for each in until_it_speaks if each["role"] == "tool"]
     results = []
     for id in ids:
-        found = next((each for each in given if each["tool_call_id"] == id), None)
+        found = next((each for each in given if each.get("tool_call_id") == id), None)
         if found is not None:
             given.remove(found)
         results.append(found or {"role": "tool", "tool_call_id": id, "content": UNANSWERED})
@@ -213,18 +217,21 @@ def _shown(message: Message) -> str:
 
 def _tokens(message: Message) -> int:
     content = message.get("content") or ""
-    parts = [{"text": content}] if isinstance(content, str) else content
-    counted = sum(_in_text(part["text"]) if "text" in part else ATTACHMENT_TOKENS for part in parts)
+    if isinstance(content, str):
+        counted = _in_text(content)
+    else:
+        counted = sum(_in_text(part["text"]) if "text" in part else ATTACHMENT_TOKENS for part in content)
     calls = message.get("tool_calls")
     return counted + (_in_text(orjson.dumps(calls).decode()) if calls else 0)
 
 
 def _in_text(text: str) -> int:
     """By how many bytes UTF-8 takes for a letter: one is Latin, three or more are wide."""
-    latin = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
+    if text.isascii():
+        return -(-len(text) // LATIN_PER_TOKEN)
+    latin = len(text.encode("ascii", "ignore"))
     others = len(text) - latin
-    wide = len(text.encode("utf-8", "replace")) - latin - 2 * others if others else 0
-    wide = min(wide, others)
+    wide = min(len(text.encode("utf-8", "replace")) - latin - 2 * others, others)
     return -(-latin // LATIN_PER_TOKEN) + -(-(others - wide) // OTHERS_PER_TOKEN) + wide
 
 

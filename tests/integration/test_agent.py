@@ -157,6 +157,14 @@ async def test_done_may_be_asked_without_words_and_may_call_a_model(url: str) ->
     assert told(model.requests[2])[-1] == NOT_DONE
 
 
+@pytest.mark.parametrize("verdict", ["", None, 0, 1, {"ok": True}])
+async def test_a_verdict_that_says_nothing_asks_it_to_go_on(url: str, verdict: Any) -> None:
+    model = Scripted(["Here.", "There."])
+    result, reason, _ = await ends(url, model, done=lambda text: verdict, max_steps=2)
+    assert (type(result), reason) == (RunFailed, "max_steps")
+    assert told(model.requests[1])[-1] == NOT_DONE
+
+
 async def test_an_answer_that_is_cut_off_says_so(url: str) -> None:
     result, reason, _ = await ends(url, Scripted(["A long answer"]), max_tokens=2)
     assert (reason, result.partial) == ("length", "A long a")
@@ -276,6 +284,15 @@ async def test_the_same_test_after_different_edits_is_no_loop(url: str) -> None:
         for name, arguments in (("plain", {"number": n}), ("look", {"place": "tests"}))
     ]
     assert (await ends(url, Scripted([*turns, "Done."])))[:2] == ("Done.", "done")
+
+
+async def test_a_thread_that_began_with_too_much_can_be_gone_on_with(url: str) -> None:
+    async with app_with(url, Scripted(["You are welcome."])) as app:
+        thread = app.thread()
+        await thread.append("a whole book " * 1_000)
+        await thread.append({"role": "assistant", "content": "That was long."})
+        handle = await app.submit(agent_job(context=auto(100))(task="Thank you."), thread=thread)
+        assert await handle.result(timeout=20) == "You are welcome."
 
 
 async def test_a_window_too_small_for_one_message_is_a_named_reason(url: str) -> None:
@@ -691,6 +708,42 @@ async def test_a_thread_is_the_same_wherever_the_run_was_cut_off(lab: CrashLab) 
             said = await app.store.thread_messages(f"thread {write}")
             roles = [orjson.loads(message)["role"] for _, _, message in said]
             assert roles == ["user", "assistant", "tool", "assistant"], ended.death
+    assert write > 15
+
+
+async def test_a_call_of_the_client_beside_one_of_ours_is_answered_once_whatever_dies(lab: CrashLab) -> None:
+    @tool(external=True)
+    async def sign(name: str) -> str:
+        raise AssertionError
+
+    asked = calls(("pay", {"amount": 3}), ("sign", {"name": "Kim"}), ("look", {"place": "hall"}))
+
+    def reply(request: ModelRequest) -> Any:
+        return asked if len(request.messages) == 2 else f"Done: {sorted(told(request)[-3:])}"
+
+    async def outside(app: Dayjob, run: str) -> bool:
+        actions = await app.actions(run)
+        for action in actions:
+            happened = {"result": "paid 3"} if executed["pay 3"] else False
+            await app.answer(run, action.id, "signed" if action.kind == "tool" else happened)
+        return bool(actions)
+
+    async with Dayjob(lab.store, worker=False) as app:
+        write, ended = 0, None
+        while ended is None or ended.death is not None:
+            write += 1
+            executed.clear()
+            ended = await lab.run(
+                agent_job(tools=[pay, sign, look])(), death=Death(write, [*Moment][write % 3]), model=Scripted(reply),
+                outside=outside, thread=f"thread {write}",
+            )  # fmt: skip
+            assert ended.output == "Done: ['in hall: a key', 'paid 3', 'signed']", ended.run.reason
+            assert executed["pay 3"] == 1, ended.death
+            said = [
+                orjson.loads(message) for _, _, message in await app.store.thread_messages(f"thread {write}")
+            ]
+            assert [message["role"] for message in said] == ["user", "assistant", *["tool"] * 3, "assistant"]
+            assert len({message["tool_call_id"] for message in said if message["role"] == "tool"}) == 3
     assert write > 15
 
 

@@ -151,4 +151,4 @@ async def _missing(run: Run, done: Callable[..., Any] | None, answer: str) -> li
     verdict = True if done is None else await run.step(done, answer, name="done")
     if verdict is True:
         return []
-    return [{"role": "user", "content": verdict if isinstance(verdict, str) else NOT_DONE}]
+    return [{"role": "user", "content": verdict if verdict and isinstance(verdict, str) else NOT_DONE}]
