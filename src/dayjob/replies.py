@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -16,15 +17,20 @@ from dayjob.keys import message_id
 from dayjob.models import Message, Model, ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.prompts import Prompt
 from dayjob.retry import Again, RetryPolicy, decide
-from dayjob.runs import Kind, Outcome, StepRecord
+from dayjob.runs import Kind, Outcome, Status, StepRecord
 from dayjob.spending import Hold, accept_less_output, hold_model
 from dayjob.steps import Steps, cancellings
 from dayjob.tools import definition_of
 from dayjob.values import convert, schema_of
 
 FENCE = "```"
-CUT_OFF = {"length": "max_tokens", "content_filter": "content_filter"}
-"""Why an answer is not whole, by how it finished."""
+CUT_OFF: dict[str, str] = {
+    "length": "max_tokens",
+    "content_filter": "content_filter",
+    Status.CANCELLED: "run_cancelled",
+    Status.EXPIRED: "run_expired",
+}
+"""Why an answer is not whole, by how it finished, or how the run ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,8 @@ class ModelCall:
             held, billed = None, True
             before = cancellings()
             limit = asyncio.timeout(timeout)
+            if self.append:
+                run.keeper.said[key] = partial(self._keep, run, key, name, started, fingerprint, pieces)
             try:
                 if error is None:
                     if run.keeper.budget is not None:
@@ -134,11 +142,7 @@ class ModelCall:
                 if run.scope.closed or cancellings() > before:
                     if held is not None:
                         held.spend_all()
-                    said = {"text": "".join(pieces), "tool_calls": [], "finish": "cancelled"}
-                    run.record_cancelled(
-                        key, name, Kind.MODEL, started, fingerprint, None, run.encode(name, said),
-                        append=self._said(run, key, started, {"content": said["text"]}, "run_cancelled"),
-                    )  # fmt: skip
+                    run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None)
                     raise
                 error = StepError("CancelledError", f"model step {name!r} cancelled itself", step=key)
             except InvalidAnswer as problem:
@@ -152,6 +156,8 @@ class ModelCall:
                 again, error = decide(retry, failed, error)
                 if held is not None and model is not None and accept_less_output(run, model, held, error):
                     failed, again = failed - 1, Again()
+            finally:
+                run.keeper.said.pop(key, None)
             row = self._row(
                 run, key, name, started, fingerprint, model, prompt, reply, error, again is not None
             )
@@ -224,8 +230,10 @@ class ModelCall:
             events.emit("step.started", run=run.id, key=key, name=name, kind=Kind.MODEL, attempt=attempt)
 
         def on_text(text: str) -> None:
+            if run.scope.closed:
+                return
             pieces.append(text)
-            if events.active and not run.scope.closed:
+            if events.active:
                 events.emit("step.text", run=run.id, key=key, attempt=attempt, text=text)
 
         request = self._request(model, prompt, held)
@@ -236,31 +244,42 @@ class ModelCall:
         finally:
             run.keeper.busy -= 1
 
+    def _keep(
+        self,
+        run: Steps,
+        key: str,
+        name: str,
+        started: float,
+        fingerprint: bytes,
+        pieces: list[str],
+        end: Status,
+    ) -> None:
+        """The run ends in the middle of an answer: what was said of it stays, and a resumed run asks anew."""
+        if not (text := "".join(pieces)):
+            return
+        row = run.journal.row(run.scope.path, key, name, Kind.MODEL, Outcome.SUPERSEDED, started, fingerprint)
+        row.value = run.encode(name, {"text": text, "tool_calls": [], "finish": end})
+        said = self._said(run, row, {"content": text}, CUT_OFF.get(end, "run_failed"))
+        run.journal.put((row,), append=said)
+
     def _message(
         self, run: Steps, row: StepRecord, reply: ModelReply | None, pieces: str
     ) -> tuple[str, MessageRecord] | None:
         """What was said, for the run's thread: the reply, or what came of it before it broke off."""
         if reply is None:
-            return self._said(run, row.key, row.started, {"content": pieces}, "run_failed", row.attempt)
-        why = CUT_OFF.get(reply.finish)
-        return self._said(run, row.key, row.started, message_of(reply), why, row.attempt)
+            return self._said(run, row, {"content": pieces}, "run_failed")
+        return self._said(run, row, message_of(reply), CUT_OFF.get(reply.finish))
 
     def _said(
-        self,
-        run: Steps,
-        key: str,
-        started: float,
-        message: Message,
-        why: str | None,
-        attempt: int | None = None,
+        self, run: Steps, row: StepRecord, message: Message, why: str | None
     ) -> tuple[str, MessageRecord] | None:
         thread, said = run.keeper.record.thread, bool(message.get("content"))
         if not self.append or thread is None or not (said or message.get("tool_calls")):
             return None
-        id = message_id(run.id, key, attempt or run.journal.attempts_of(key) + 1)
+        id = message_id(run.id, row.key, row.attempt)
         details = None if why is None else orjson.dumps({"incomplete": why})
         data = run.encode("append", {"role": "assistant", **message})
-        return thread, MessageRecord(id, data, started, run=run.id, said=said, details=details)
+        return thread, MessageRecord(id, data, row.started, run=run.id, said=said, details=details)
 
     def _value(self, reply: ModelReply) -> Any:
         """The answer as `returns=` asks for it. Raises InvalidAnswer, with words for the model."""

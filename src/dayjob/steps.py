@@ -18,7 +18,7 @@ from dayjob.journal import Journal, Scope, error_bytes, stored_error
 from dayjob.keys import is_write
 from dayjob.limits import Budget, Reached
 from dayjob.models import Model
-from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
+from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord
 from dayjob.stores import End
 from dayjob.threads import Threads
 from dayjob.tools import Deadline, Tool, Undo
@@ -55,6 +55,8 @@ class Keeper(Protocol):
     lease_seconds: float
     budget: Budget | None
     end: End | None
+    said: dict[str, Callable[[Status], None]]
+    """How to keep what a model has said so far, by the step, if the run ends this way."""
 
     @property
     def threads(self) -> Threads: ...
@@ -481,24 +483,14 @@ class Steps:
         started: float,
         fingerprint: bytes | None,
         input: bytes | None,
-        value: bytes | None = None,
-        **more: Any,
     ) -> None:
         if self.scope.closed:
             return
         self._warn_of_cancellation(key)
         row = self.journal.row(
-            self.scope.path,
-            key,
-            name,
-            kind,
-            Outcome.CANCELLED,
-            started,
-            fingerprint,
-            input=input,
-            value=value,
+            self.scope.path, key, name, kind, Outcome.CANCELLED, started, fingerprint, input=input
         )
-        self.journal.put((row,), **more)
+        self.journal.put((row,))
         if self.keeper.events.active:
             self.announce(row)
 

@@ -40,8 +40,11 @@ async def clock(place: str) -> str:
     return f"noon in {place}"
 
 
+assistant = assistant_job([clock])
+
+
 def asked(**wanted: Any) -> Request:
-    return assistant_job([clock])(AssistantRun("asst_1", "gpt-4o", **wanted))
+    return assistant(AssistantRun("asst_1", "gpt-4o", **wanted))
 
 
 def calls(*named: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -166,10 +169,15 @@ async def test_what_was_said_until_the_run_was_cancelled_is_kept(url: str) -> No
         await until(lambda: in_status(app, handle.id, Status.CANCELLED))
         _, said = await messages(app, thread)
         (row,) = [step for step in await app.steps(handle.id) if step.kind == Kind.MODEL]
-        assert row.outcome == Outcome.CANCELLED
+        assert row.outcome == Outcome.SUPERSEDED
         assert said.id == message_id(handle.id, row.key, row.attempt)
         assert orjson.loads(said.details or b"") == {"incomplete": "run_cancelled"}
         assert orjson.loads(said.message)["content"] == "The answer "
+        (step,) = step_objects(await app.get(handle.id), await app.steps(handle.id))
+        assert (step["status"], step["step_details"]["message_creation"]) == (
+            "cancelled",
+            {"message_id": said.id},
+        )
 
 
 async def test_a_message_has_the_id_of_its_step_and_stands_once_wherever_the_worker_dies(

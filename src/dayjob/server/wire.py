@@ -235,8 +235,8 @@ def step_objects(run: RunRecord, steps: Sequence[StepRecord]) -> list[dict[str, 
     ends = {row.key: row for row in steps if row.outcome is not None}
     made: list[dict[str, Any]] = []
     for row in steps:
-        if row.kind != Kind.MODEL or row.outcome not in (Outcome.VALUE, Outcome.ERROR, Outcome.CANCELLED):
-            continue
+        if row.kind != Kind.MODEL or (row.outcome == Outcome.SUPERSEDED and row.error is not None):
+            continue  # a try that failed, and was made again
         value = _value(row)
         if value["text"]:
             made.append(message_step(run, row))
