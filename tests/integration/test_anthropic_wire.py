@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
+from dayjob import Dayjob, Run, job, tool
 from dayjob.errors import (
     ModelError,
     ModelNotConfigured,
@@ -21,6 +22,7 @@ from dayjob.errors import (
 )
 from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage, open_model
 from dayjob.models.anthropic import Anthropic, _Answer
+from dayjob.patterns import agent
 from dayjob.values import schema_of
 from tests.messages_wire import (
     block,
@@ -371,6 +373,36 @@ class TestCache:
         await sent(ask([{"role": "user", "content": [part]}], tools=[TOOL]))
         assert part == {"type": "text", "text": "Hello?"}
         assert "cache_control" not in TOOL
+
+
+@tool(effect="read")
+async def look(place: str) -> str:
+    """Looks somewhere."""
+    return f"in {place}: a key"
+
+
+@job
+async def seek(run: Run) -> str:
+    return await agent(run, "You find things.", "Find the key.", tools=[look])
+
+
+class TestAgent:
+    async def test_agent_calls_tools_and_answers(self, url: str) -> None:
+        places = (
+            *call("look", '{"place": "attic"}', index=1, call_id="toolu_1"),
+            *call("look", '{"place": "cellar"}', index=2, call_id="toolu_2"),
+        )
+        turn = stream(starts(), *thought(), *places, *ends("tool_use"))
+        async with Wire(turn, says("In the attic.")) as wire:
+            model = Anthropic("claude-test", base_url=wire.url, api_key=KEY)
+            async with Dayjob(url, model=model) as app:
+                assert await (await app.submit(seek())).result(20) == "In the attic."
+            await model.close()
+        (_, answered, *_) = (request.body for request in wire.requests)
+        results = of_kind(answered, "tool_result")
+        assert [each["tool_use_id"] for each in results] == ["toolu_1", "toolu_2"]
+        assert "in cellar: a key" in results[1]["content"][0]["text"]
+        assert [turn["role"] for turn in answered["messages"]] == ["user", "assistant", "user"]
 
 
 class Person(BaseModel):
