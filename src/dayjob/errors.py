@@ -240,7 +240,7 @@ class ModelError(DayjobError):
 
 
 class ModelNotConfigured(ModelError):
-    """No model is configured. Pass model="openai:…" or "local:", --model, or set DAYJOB_MODEL."""
+    """No model is configured. Pass model="openai:…", "anthropic:…" or "local:", --model, or set DAYJOB_MODEL."""
 
     may_be_billed = False
 

@@ -12,9 +12,11 @@ import jsonschema
 import pytest
 
 from dayjob.models import Model, ModelRequest
+from dayjob.models.anthropic import Anthropic
 from dayjob.models.local import Local
 from dayjob.models.openai import OpenAI
 from dayjob.models.scripted import Delay, Scripted
+from tests import messages_wire
 from tests.wire import Answer, Request, Wire, calls, says
 
 CITY = {
@@ -60,6 +62,24 @@ def on_the_wire(request: Request) -> Answer:
     return says("Hello", " there", ".")
 
 
+def on_the_messages_wire(request: Request) -> Answer:
+    body = request.body
+    if "tools" in body:
+        return messages_wire.calls("get_weather", '{"city":', ' "Paris"}')
+    if "output_config" in body:
+        wrapped = "answer" in body["output_config"]["format"]["schema"]["properties"]
+        return (
+            messages_wire.says('{"answer": ["red",', ' "blue"]}')
+            if wrapped
+            else messages_wire.says('{"name": "Paris", "capital": true}')
+        )
+    if body["max_tokens"] < 10:
+        return messages_wire.says("This was", " cut", reason="max_tokens")
+    if "slowly" in body["messages"][-1]["content"][-1]["text"]:
+        return messages_wire.says(*["word "] * 1000, seconds_between=0.1)
+    return messages_wire.says("Hello", " there", ".")
+
+
 def in_the_script(request: ModelRequest) -> Any:
     if request.tools:
         return {"tool": "get_weather", "arguments": {"city": "Paris"}}
@@ -78,12 +98,17 @@ def local() -> Iterator[Local]:
     asyncio.run(model.close())
 
 
-@pytest.fixture(params=["openai", "local", "scripted"])
+@pytest.fixture(params=["openai", "anthropic", "local", "scripted"])
 async def model(request: pytest.FixtureRequest) -> AsyncIterator[Model]:
     if request.param == "local":
         yield request.getfixturevalue("local")
     elif request.param == "scripted":
         yield Scripted(in_the_script)
+    elif request.param == "anthropic":
+        async with Wire(on_the_messages_wire) as wire:
+            claude = Anthropic("claude-test", base_url=wire.url, api_key="sk-test")
+            yield claude
+            await claude.close()
     else:
         async with Wire(on_the_wire) as wire:
             adapter = OpenAI("gpt-test", base_url=wire.url, api_key="sk-test")
@@ -136,7 +161,7 @@ async def test_tool_call_has_an_id_and_arguments_that_fit(model: Model) -> None:
     (call,) = reply.tool_calls
     assert reply.finish == "tool_calls"
     assert call.id
-    assert call.id != again.tool_calls[0].id or isinstance(model, OpenAI)
+    assert call.id != again.tool_calls[0].id or isinstance(model, OpenAI | Anthropic)
     assert call.name == "get_weather"
     jsonschema.validate(json.loads(call.arguments), WEATHER["function"]["parameters"])
 

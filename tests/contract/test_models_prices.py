@@ -72,3 +72,13 @@ def test_tier_with_a_list_price_has_that() -> None:
 
 def test_counts_that_contradict_each_other_have_no_price() -> None:
     assert dollars("gpt-5-mini", Usage(10, 10, 20), base_url=OPENAI) is None
+
+
+def test_writing_to_the_cache_costs_more_and_for_an_hour_more_still() -> None:
+    def price(**written: int) -> float | None:
+        address = "https://api.anthropic.com"
+        return dollars("claude-sonnet-5-5", Usage(1_000_000, 0), base_url=address, **written)
+
+    assert price() == pytest.approx(2.0)
+    assert price(cache_writes=1_000_000) == pytest.approx(2.5)
+    assert price(cache_writes=1_000_000, long_cache_writes=1_000_000) == pytest.approx(4.0)

@@ -674,7 +674,7 @@ async def test_no_model_configured_names_the_flags_and_the_run_goes_on_with_one(
 
 async def test_a_model_name_that_is_none_is_shown_with_what_was_expected(url: str) -> None:
     reason = await failure_of(url, chat, model="gpt-5-mini")
-    assert "model: 'gpt-5-mini' is not a model's name; expected openai:NAME, local:" in reason
+    assert "model: 'gpt-5-mini' is not a model's name; expected openai:NAME, anthropic:NAME, local:" in reason
 
 
 async def test_a_wrong_key_is_said_on_the_run_and_not_tried_again(url: str) -> None:

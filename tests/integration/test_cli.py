@@ -275,6 +275,25 @@ def test_doctor_finds_an_interrupted_run_and_says_what_to_do(dayjob: CommandLine
     assert dayjob.json("doctor")["ok"] is False
 
 
+async def test_doctor_asks_the_endpoint_of_a_claude(dayjob: CommandLine) -> None:
+    key = "sk-ant-secret-key"
+
+    async def doctor(url: str, key: str) -> CompletedProcess[str]:
+        told = {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": key}
+        return await asyncio.to_thread(dayjob, "doctor", "--model", "anthropic:claude-test", **told)
+
+    async with Wire(says("Hi"), fails(401)) as wire:
+        well, refused = await doctor(wire.url, key), await doctor(wire.url, key)
+        (asked, _) = wire.requests
+    missing = await doctor("", "")
+    assert (well.returncode, refused.returncode, missing.returncode) == (0, 1, 1)
+    assert "anthropic:claude-test: http://127.0.0.1" in well.stdout
+    assert (asked.path, asked.headers["authorization"]) == ("/v1/models", f"Bearer {key}")
+    assert "check ANTHROPIC_API_KEY" in refused.stdout
+    assert "set ANTHROPIC_API_KEY" in missing.stdout
+    assert key not in well.stdout + refused.stdout
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 MISTAKES = {

@@ -11,6 +11,7 @@ from dayjob import InputError, Limits, StepError
 from dayjob.errors import ModelUnavailable
 from dayjob.limits import to_billionths
 from dayjob.models import ModelRequest, Priced, Usage
+from dayjob.models.anthropic import Anthropic
 from dayjob.models.local import Local
 from dayjob.models.openai import OpenAI
 from dayjob.models.scripted import Scripted
@@ -83,7 +84,7 @@ def test_models_say_their_price_beforehand() -> None:
     assert Local().price(asked, Usage(1_000, 1_000)) == 0.0
     assert Scripted([], price=lambda usage: usage.output_tokens).price(asked, Usage(0, 7)) == 7
     assert Scripted([], price=None).price(asked, Usage(0, 7)) is None
-    assert all(isinstance(model, Priced) for model in (openai, Local(), Scripted([])))
+    assert all(isinstance(model, Priced) for model in (openai, Anthropic("any"), Local(), Scripted([])))
 
 
 async def test_a_call_that_never_reached_its_endpoint_is_not_billed() -> None:

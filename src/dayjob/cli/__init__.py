@@ -87,7 +87,11 @@ StoreOption = Annotated[
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", envvar="DAYJOB_MODEL", help='"openai:NAME", "local:" or "local:/path.gguf".'),
+    typer.Option(
+        "--model",
+        envvar="DAYJOB_MODEL",
+        help='"openai:NAME", "anthropic:NAME", "local:" or "local:/path.gguf".',
+    ),
 ]
 
 

@@ -4,6 +4,7 @@ A model is any object with a `name` and an async `reply`. The adapters here tran
 nothing: retries, journaling, validation of `returns=` and the price belong to the caller.
 
     openai:NAME     OpenAI and every compatible endpoint
+    anthropic:NAME  Claude, by Anthropic's own API (with the extra `anthropic`)
     local:          the packaged SmolLM2, or local:/path/to/model.gguf
     Scripted(…)     replies from a list or a function (tests)
 """
@@ -105,10 +106,15 @@ def open_model(model: str | Model) -> Model:
         from dayjob.models.openai import OpenAI  # noqa: PLC0415
 
         return OpenAI(name)
+    if provider == "anthropic" and name:
+        from dayjob.models.anthropic import Anthropic  # noqa: PLC0415
+
+        return Anthropic(name)
     if provider == "local" and colon:
         from dayjob.models.local import Local  # noqa: PLC0415
 
         return Local(name or None)
     raise InputError(
-        f"model: {model!r} is not a model's name; expected openai:NAME, local: or local:/path/to/model.gguf"
+        f"model: {model!r} is not a model's name; expected openai:NAME, anthropic:NAME, local: "
+        "or local:/path/to/model.gguf"
     )

@@ -16,27 +16,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from dayjob.errors import (
-    ModelError,
-    ModelNotConfigured,
-    ModelRateLimited,
-    ModelRefused,
-    ModelTimeout,
-    ModelUnavailable,
-)
+from dayjob.errors import ModelError, ModelNotConfigured, ModelRefused, ModelUnavailable
 from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage
+from dayjob.models.endpoints import (
+    connection_error,
+    detail_of,
+    is_http,
+    needs_wrapping,
+    passing_error,
+    shown,
+    unwrapped,
+    wrapped,
+)
 from dayjob.models.prices import dollars
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class OpenAI:
 
     async def reply(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         client = await self._connected()
-        answer = _Answer(wrapped=_needs_wrapping(request.schema))
+        answer = _Answer(wrapped=needs_wrapping(request.schema))
         async with aclosing(self._texts(client, request, answer)) as texts:
             async for text in texts:
                 on_text(text)
@@ -128,7 +128,7 @@ class OpenAI:
                 f"the key in {self._key_name} holds characters that no key has "
                 "(a space, a line end, a curly quote, …)"
             )
-        if not _is_http(self._base_url):
+        if not is_http(self._base_url):
             raise ModelNotConfigured(
                 f"OPENAI_BASE_URL is {self._base_url!r}: expected an address such as http://127.0.0.1:8000/v1"
             )
@@ -231,9 +231,7 @@ class OpenAI:
 
     @property
     def _where(self) -> str:
-        """The endpoint, without a password that its address may hold."""
-        url = urlsplit(self._base_url)
-        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}"
+        return shown(self._base_url)
 
     def _unfinished(self, answer: _Answer, stream: AsyncStream[ChatCompletionChunk]) -> str:
         if answer.began:
@@ -248,16 +246,9 @@ class OpenAI:
         import openai
 
         match error:
-            case openai.APITimeoutError() if _is_connecting(error):
-                return _not_sent(f"{self._where} cannot be reached: no answer to the connection")
-            case openai.APITimeoutError():
-                return ModelTimeout(f"{self._where} sent nothing for {self._timeout:g} seconds{when}")
-            case openai.APIConnectionError() if when:
-                return ModelUnavailable(f"the stream from {self._where} broke off{when}: {_cause(error)}")
-            case openai.APIConnectionError() if _is_connecting(error):
-                return _not_sent(f"{self._where} cannot be reached: {_cause(error)}")
             case openai.APIConnectionError():
-                return ModelUnavailable(f"{self._where} cannot be reached: {_cause(error)}")
+                silent = isinstance(error, openai.APITimeoutError)
+                return connection_error(error, self._where, self._timeout, when, silent=silent)
             case openai.APIStatusError():
                 return self._refused(error.status_code, error.body, error.response.headers)
             case openai.APIError():
@@ -269,15 +260,11 @@ class OpenAI:
 
     def _refused(self, status: int, body: object, headers: Mapping[str, str]) -> ModelError:
         detail = self._detail(body)
-        retry_after = _retry_after(headers)
         if status == 429 and _code_in(body) == "insufficient_quota":
             return ModelRefused(f"no credit is left for the key at {self._where}{detail}")
-        if status == 429:
-            return ModelRateLimited(f"{self._where} asks to slow down (429){detail}", retry_after=retry_after)
-        if status == 408:
-            return ModelTimeout(f"{self._where} gave up waiting (408){detail}", retry_after=retry_after)
-        if status in (409, 425) or status >= 500:
-            return ModelUnavailable(f"{self._where} failed ({status}){detail}", retry_after=retry_after)
+        passing = passing_error(status, self._where, detail, headers)
+        if passing is not None:
+            return passing
         return ModelRefused(f"{self._advice(status)} ({status}){detail}")
 
     def _advice(self, status: int) -> str:
@@ -295,13 +282,7 @@ class OpenAI:
         return f"{self._where} refused the request"
 
     def _detail(self, body: object) -> str:
-        """What the endpoint says of its error, shortened, and without the key: some quote it."""
-        said = _message_in(body).strip()
-        if len(self._key) > 3:
-            said = said.replace(self._key, "[the key]")
-        if not said or said.startswith("<"):  # a page for people
-            return ""
-        return f": {said if len(said) <= 500 else said[:499] + '…'}"
+        return detail_of(_message_in(body), self._key)
 
 
 class _Answer:
@@ -349,7 +330,7 @@ class _Answer:
     def unwrap(self) -> Iterator[str]:
         """The answer in one piece, out of the object that `_response_format` put around it."""
         if self.wrapped and self.texts:
-            self.texts = [_unwrapped("".join(self.texts))]
+            self.texts = [unwrapped("".join(self.texts))]
             yield self.texts[0]
 
     def _call(self, piece: Any) -> _Call:
@@ -402,7 +383,7 @@ def _usage(given: Any) -> Usage:
 
 
 def _response_format(schema: Mapping[str, Any], is_openai: bool) -> dict[str, Any]:
-    sent = _wrapped(schema) if _needs_wrapping(schema) else schema
+    sent = wrapped(schema) if needs_wrapping(schema) else schema
     strict = is_openai and all(map(_fits_strict, _nodes(sent)))
     return {
         "type": "json_schema",
@@ -412,29 +393,6 @@ def _response_format(schema: Mapping[str, Any], is_openai: bool) -> dict[str, An
             "strict": strict,
         },
     }
-
-
-def _needs_wrapping(schema: Mapping[str, Any] | None) -> bool:
-    """Only an object may be the root: a list, a number or a union is asked for inside one."""
-    return schema is not None and schema.get("type") != "object"
-
-
-def _wrapped(schema: Mapping[str, Any]) -> dict[str, Any]:
-    answer = {key: value for key, value in schema.items() if key != "$defs"}
-    return {
-        "type": "object",
-        "properties": {"answer": answer},
-        "required": ["answer"],
-        "additionalProperties": False,
-        "$defs": schema.get("$defs", {}),
-    }
-
-
-def _unwrapped(text: str) -> str:
-    try:
-        return json.dumps(json.loads(text)["answer"], ensure_ascii=False)
-    except (ValueError, TypeError, LookupError):  # cut short, a refusal, or no heed paid
-        return text
 
 
 def _fits_strict(node: Mapping[str, Any]) -> bool:
@@ -480,52 +438,6 @@ def _nodes(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _types(node: Mapping[str, Any]) -> list[str]:
     types = node.get("type", [])
     return [types] if isinstance(types, str) else types
-
-
-def _is_http(address: str) -> bool:
-    try:
-        url = urlsplit(address)
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:  # a port that is no number, a bracket left open
-        return False
-
-
-def _is_connecting(error: BaseException) -> bool:
-    return "Connect" in type(error.__cause__).__name__
-
-
-def _not_sent(message: str) -> ModelUnavailable:
-    error = ModelUnavailable(message)
-    error.may_be_billed = False
-    return error
-
-
-def _cause(error: BaseException) -> str:
-    cause = error.__cause__
-    return str(cause) or type(cause).__name__ if cause is not None else str(error)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, from `retry-after-ms` (OpenAI's) or `Retry-After`: a number or an HTTP date."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        given = headers.get(name)
-        seconds = None if given is None else _number(given, unit)
-        if seconds is not None:
-            return max(0.0, seconds)
-    return None
-
-
-def _number(given: str, unit: float) -> float | None:
-    try:
-        value = float(given) * unit
-        return value if math.isfinite(value) else None
-    except ValueError:
-        pass
-    try:
-        then = parsedate_to_datetime(given)
-    except ValueError:
-        return None
-    return (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
 
 
 def _message_in(body: object) -> str:
