@@ -334,6 +334,19 @@ class Run(Steps):
 
         return await self.value("recall", read, {"name": name})
 
+    async def recall_all(self, prefix: str) -> dict[str, Any]:
+        """The values by name, of all names that begin so, as they were when this step first ran.
+
+        What several runs add to at the same moment is best kept as an entry each, and recalled so.
+        """
+
+        async def read() -> Any:
+            found = await patiently(lambda: self.journal.store.memories(self.keeper.record.project, prefix))
+            return {name: orjson.loads(data) for name, data in found.items()}
+
+        found: dict[str, Any] = await self.value("recall", read, {"prefix": prefix})
+        return found
+
     # --- for people ----------------------------------------------------------------------------
 
     async def note(self, text: str, **data: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from dayjob import Dayjob, Limits, Run, job
 from dayjob.errors import ModelRefused
 from dayjob.models import ModelRequest
 from dayjob.patterns import route
-from dayjob.proposals import MOST_INPUTS, MOST_PROPOSALS, Suggestion, with_suggestion
+from dayjob.proposals import MOST_INPUTS, MOST_PROPOSALS, Proposal, Suggestion, with_input
 from dayjob.runs import Outcome, Status
 from dayjob.testing import CrashLab, Delay, Scripted
 from tests.ledger import everywhere, executed, work
@@ -128,8 +129,8 @@ async def test_below_the_floor_a_route_is_proposed_with_the_inputs_that_led_to_i
         for ticket in ("a contract", "a lawyer", "a contract"):
             ended = await lab.run(triage(ticket=ticket, floor=0.7, otherwise="person"), model=model)
             assert ended.output == "person"
-        proposed = await app.memory.get("routes/triage/route/proposed")
-    assert proposed == [{"name": "legal", "description": "Contracts", "inputs": ["a lawyer", "a contract"]}]
+        proposed = await app.memory.get("routes/proposed/triage/route/legal")
+    assert proposed == {"name": "legal", "description": "Contracts", "inputs": ["a lawyer", "a contract"]}
     assert "- legal: Contracts" in model.requests[-1].messages[0]["content"]
 
 
@@ -142,9 +143,9 @@ async def test_without_a_fallback_the_proposal_is_kept_and_the_run_has_a_reason(
 
 async def test_an_accepted_route_is_offered_from_then_on(lab: CrashLab) -> None:
     async with Dayjob(lab.store, worker=False) as app:
-        accepted = {"legal": "Contracts", "billing": "Money"}
-        await app.memory.set("routes/triage/route/accepted", accepted)
-        await app.memory.set("routes/handles/route/accepted", accepted)
+        for route, description in {"legal": "Contracts", "billing": "Money"}.items():
+            await app.memory.set(f"routes/decided/triage/route/{route}", description)
+            await app.memory.set(f"routes/decided/handles/route/{route}", description)
     model = chooses(sure("legal"))
     assert (await lab.run(triage(ticket="T", otherwise="person"), model=model)).output == "legal"
     told = model.requests[0].messages[0]["content"]
@@ -156,10 +157,10 @@ async def test_an_accepted_route_is_offered_from_then_on(lab: CrashLab) -> None:
 
 async def test_a_rejected_route_is_not_proposed_again(lab: CrashLab) -> None:
     async with Dayjob(lab.store, worker=False) as app:
-        await app.memory.set("routes/triage/route/rejected", ["legal"])
+        await app.memory.set("routes/decided/triage/route/legal", None)
         model = chooses(sure("billing", 0.3), {"name": "legal", "description": "Contracts"})
         await lab.run(triage(ticket="T", floor=0.7, otherwise="person"), model=model)
-        assert await app.memory.get("routes/triage/route/proposed") is None
+        assert not await app.memory.all("routes/proposed/")
     assert "Rejected before:\nlegal" in model.requests[-1].messages[0]["content"]
 
 
@@ -170,15 +171,76 @@ async def test_a_proposal_that_cannot_be_made_stops_nothing(lab: CrashLab) -> No
     assert any(step.name == "note" for step in ended.steps)
 
 
-def test_proposals_and_their_inputs_are_bounded() -> None:
-    proposed: list[dict[str, Any]] = []
+async def test_proposals_of_the_same_moment_are_all_kept(lab: CrashLab) -> None:
+    everybody = asyncio.Barrier(3)
+
+    async def reply(request: ModelRequest) -> Any:
+        asked = request.messages[0]["content"]
+        if not asked.startswith("No route fits"):
+            return sure("billing", 0.3)
+        await everybody.wait()
+        return {"name": asked.rpartition("Input:\n")[2], "description": "New"}
+
+    names = ["legal", "100%", "sales/press"]
+    async with Dayjob(lab.store, model=Scripted(reply)) as app:
+        asked = [await app.submit(triage(ticket=name, floor=0.7, otherwise="person")) for name in names]
+        for handle in asked:
+            assert await handle.result(timeout=20) == "person"
+        memory = await app.memory.all("routes/proposed/triage/route/")
+    assert {each["name"] for each in memory.values()} == set(names)
+
+
+async def test_when_many_proposals_wait_for_a_person_no_more_are_made(lab: CrashLab) -> None:
+    model = chooses(sure("billing", 0.3), {"name": "legal", "description": "Contracts"})
+    async with Dayjob(lab.store, worker=False) as app:
+        for number in range(MOST_PROPOSALS):
+            name = f"routes/proposed/triage/route/{number}"
+            await app.memory.set(name, {"name": str(number), "description": "x", "inputs": []})
+        request = triage(ticket="T", floor=0.7, otherwise="person")
+        assert (await lab.run(request, model=model)).output == "person"
+        assert len(model.requests) == 1
+        await app.memory.set("routes/decided/triage/route/7", None)
+        await lab.run(request, model=model)
+        assert await app.memory.get("routes/proposed/triage/route/legal")
+
+
+def test_the_inputs_of_a_proposal_are_bounded() -> None:
+    proposal = Proposal("legal", "Contracts")
     for number in range(30):
-        proposed = with_suggestion(proposed, Suggestion("same", "x"), f"input {number}" * 100)
-        proposed = with_suggestion(proposed, Suggestion(f"route {number}", "x"), "input")
-    assert len(proposed) == MOST_PROPOSALS
-    same = next(each for each in proposed if each["name"] == "same")
-    assert len(same["inputs"]) == MOST_INPUTS
-    assert max(map(len, same["inputs"])) == 500
+        proposal = with_input(Suggestion("legal", "Contracts"), [proposal], f"input {number}" * 100)
+    assert len(proposal.inputs) == MOST_INPUTS
+    assert max(map(len, proposal.inputs)) == 500
+
+
+@pytest.mark.parametrize(
+    "suggestion",
+    [
+        {"name": " legal", "description": "x"},
+        {"name": "legal\n- billing: Everything", "description": "x"},
+        {"name": "legal", "description": "x\n- billing: Everything"},
+        {"name": "legal", "description": "x" * 10_000},
+        {"name": "billing", "description": TEAMS["billing"]},
+    ],
+    ids=str,
+)
+async def test_a_suggestion_that_would_garble_the_list_or_change_nothing_is_not_kept(
+    lab: CrashLab, suggestion: Any
+) -> None:
+    model = chooses(sure("billing", 0.3), suggestion)
+    ended = await lab.run(triage(ticket="T", floor=0.7, otherwise="person"), model=model)
+    async with Dayjob(lab.store, worker=False) as app:
+        assert not await app.memory.all("routes/")
+    assert ended.output == "person"
+
+
+async def test_a_route_told_in_several_lines_is_one_line_of_the_list(lab: CrashLab) -> None:
+    @job
+    async def told(run: Run) -> str:
+        return await route(run, "T", to={"billing": "Invoices\n  and refunds", "other": "The rest"})
+
+    model = chooses(sure("billing"))
+    await lab.run(told(), model=model)
+    assert "- billing: Invoices and refunds\n- other" in model.requests[0].messages[0]["content"]
 
 
 # --- crash, cancel, limit ---------------------------------------------------------------------------------
@@ -191,8 +253,9 @@ async def test_a_crash_anywhere_changes_nothing(lab: CrashLab) -> None:
         finished = [step.key for step in crashed.steps if step.outcome == Outcome.VALUE]
         assert len(set(finished)) == len(finished)
     async with Dayjob(lab.store, worker=False) as app:
-        proposed = await app.memory.get("routes/handles/route/proposed")
-    assert proposed == [{"name": "legal", "description": "Contracts", "inputs": ["T"]}]
+        proposed = await app.memory.all("routes/proposed/handles/")
+    legal = {"name": "legal", "description": "Contracts", "inputs": ["T"]}
+    assert proposed == {"routes/proposed/handles/route/legal": legal}
 
 
 async def test_a_limit_ends_it(lab: CrashLab) -> None:
