@@ -5,6 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from dayjob.errors import InputError
+
+
+def objection(said: Any, by: str) -> str | None:
+    """What a gate or a check has said against a value: None if it passes, "" if it did not say why not.
+
+    Raises InputError for what is neither: a function that forgot to return would else pass, or refuse, for ever.
+    """
+    if not isinstance(said, bool | str):
+        raise InputError(f"{by}: expected True, False, or a text that says why not, got {said!r}")
+    return None if said is True else said or ""
+
 
 @dataclass(frozen=True)
 class Constraint:

@@ -112,6 +112,19 @@ async def test_a_gate_that_says_no_ends_the_chain_with_its_reason_and_what_there
     assert result.partial == "good"
 
 
+async def test_a_gate_that_gives_an_empty_text_has_said_no(url: str) -> None:
+    result, _ = await ends(url, Scripted(["good"]), chain_job("A", gates=[lambda _: ""]))
+    assert "Refused: step 1: its gate said no" in result.reason
+
+
+@pytest.mark.parametrize("said", [None, 1, ["short"]], ids=repr)
+async def test_a_gate_that_says_neither_yes_nor_no_is_no_reason_to_try_again(url: str, said: Any) -> None:
+    model = Scripted(["good"])
+    result, _ = await ends(url, model, chain_job("A", gates=[lambda _: said], otherwise=[again()]))
+    assert "step 1 gate: expected True, False, or a text that says why not" in result.reason
+    assert len(model.requests) == 1
+
+
 # --- the ladder -------------------------------------------------------------------------------------------
 
 

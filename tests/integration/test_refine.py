@@ -126,6 +126,25 @@ async def test_a_judge_may_change_model_and_temperature(lab: CrashLab) -> None:
     assert ended.output["reason"] == "passed"
 
 
+@pytest.mark.parametrize("said", [False, "21 letters", ""], ids=repr)
+async def test_a_check_passes_by_true_alone_and_may_say_why_not(lab: CrashLab, said: Any) -> None:
+    briefs: list[Brief] = []
+
+    def write(run: Run, brief: Brief) -> str:
+        briefs.append(brief)
+        return "text"
+
+    @job
+    async def never_passes(run: Run) -> Refined:
+        return await refine(
+            run, write, lambda run, attempt: Verdict(1.0),
+            constraints=[Constraint("Be short.", "short")], checks={"short": lambda text: said},
+        )  # fmt: skip
+
+    assert (await lab.run(never_passes())).output["score"] == 0
+    assert briefs[1].failed == ["Be short. (21 letters)" if said else "Be short."]
+
+
 # --- bad input ------------------------------------------------------------------------------------------
 
 
@@ -160,6 +179,39 @@ async def test_a_judge_of_code_must_give_a_verdict(lab: CrashLab, said: Any) -> 
         return await refine(run, lambda run, brief: "text", lambda run, attempt: said)
 
     assert (await lab.run(judged())).error == "InvalidVerdict"
+
+
+@pytest.mark.parametrize("said", [None, 1, ["short"]], ids=repr)
+async def test_a_check_that_says_neither_yes_nor_no_is_no_check(lab: CrashLab, said: Any) -> None:
+    @job
+    async def checked(run: Run) -> Refined:
+        rule = Constraint("Be short.", "short")
+        judge = lambda run, attempt: Verdict(1.0)  # noqa: E731
+        return await refine(
+            run, lambda run, brief: "text", judge, constraints=[rule], checks={"short": lambda text: said}
+        )
+
+    reason = (await lab.run(checked())).run.reason or ""
+    assert f"check short: expected True, False, or a text that says why not, got {said!r}" in reason
+
+
+async def test_a_given_constraint_that_names_no_check_is_refused(lab: CrashLab) -> None:
+    ended = await lab.run(improve(given=[Constraint("Be short.", "shrot")]), model=maker(score(1)))
+    assert "constraints: 'shrot' is none of the checks: short" in (ended.run.reason or "")
+
+
+async def test_a_constraint_of_the_judge_that_names_no_check_is_a_text_for_the_maker(lab: CrashLab) -> None:
+    model = maker(score(0.1, constraints=[{"text": "Be kind.", "check": "kind"}]), score(1))
+    assert (await lab.run(improve(), model=model)).output["reason"] == "passed"
+
+
+@pytest.mark.parametrize("passing", [80, -1, float("nan")])
+async def test_a_passing_score_that_no_verdict_can_have_is_refused(lab: CrashLab, passing: float) -> None:
+    @job
+    async def judged(run: Run) -> Refined:
+        return await refine(run, lambda run, brief: "text", lambda run, attempt: Verdict(1), passing=passing)
+
+    assert "passing: expected 0 to 1" in ((await lab.run(judged())).run.reason or "")
 
 
 async def test_no_round_at_all_is_refused(lab: CrashLab) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from dayjob.errors import InputError, StepError
 from dayjob.ladder import Rung, Step, Tried, Trouble
 from dayjob.run import Run
+from dayjob.verdicts import objection
 
 Gate = Callable[..., Any]
 FIRST = Rung("first", lambda run, trouble: trouble.attempt(run))
@@ -67,10 +68,8 @@ async def _climb(run: Run, trouble: Trouble, gate: Gate | None, ladder: list[Run
 
 
 async def _refusal(run: Run, name: str, gate: Gate, value: Any) -> StepError | None:
-    verdict = await run.step(gate, value, name=f"{name} gate")
-    if verdict is True:
-        return None
-    return StepError("Refused", f"{name}: {verdict if isinstance(verdict, str) else 'its gate said no'}")
+    why = objection(await run.step(gate, value, name=f"{name} gate"), f"{name} gate")
+    return None if why is None else StepError("Refused", f"{name}: {why or 'its gate said no'}")
 
 
 def _named(given: Any) -> dict[str, Any]:
