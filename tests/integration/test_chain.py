@@ -182,6 +182,36 @@ async def test_ask_person_takes_what_a_person_says_without_a_gate(url: str) -> N
         assert await handle.result(timeout=20) == "a person wrote this"
 
 
+async def test_what_a_person_says_is_of_the_type_that_the_step_gives(url: str) -> None:
+    async def unreadable(text: str) -> Claims:
+        raise ValueError("unreadable")
+
+    work = chain_job(unreadable, counted, otherwise=[ask_person()])
+    async with app_with(url) as app:
+        handle = await app.submit(work())
+        (action,) = await until(lambda: app.actions(handle.id))
+        with pytest.raises(InputError, match="claims"):
+            await app.answer(handle.id, action.id, {"claim": "a"})
+        await app.answer(handle.id, action.id, {"claims": ["a", "b"]})
+        assert await handle.result(timeout=20) == 2
+
+
+@pytest.mark.parametrize("text", ["", " ", "a"], ids=repr)
+async def test_what_has_no_parts_cannot_be_split(url: str, text: str) -> None:
+    result, _ = await ends(url, Scripted([]), chain_job(lambda _: text, "B", otherwise=[split()]))
+    assert "NoText: split: what goes into 'step 2' has no two parts" in result.reason
+
+
+async def test_only_texts_can_be_joined_after_a_split(url: str) -> None:
+    async def listed_if_short(text: str) -> Claims:
+        if len(text) > 4:
+            raise ValueError("too long")
+        return Claims(claims=[text])
+
+    result, _ = await ends(url, None, chain_job(listed_if_short, counted, otherwise=[split()]))
+    assert "NoText: split: what 'step 1' gives is no text" in result.reason
+
+
 async def test_rungs_are_climbed_in_order_each_told_why_the_last_one_failed(url: str) -> None:
     async def shorten(run: Run, trouble: Trouble) -> Tried:
         assert trouble.reason == "Refused: step 1: 13 letters are too many"
