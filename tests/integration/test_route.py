@@ -10,7 +10,7 @@ import pytest
 
 from dayjob import Dayjob, Limits, Run, job
 from dayjob.errors import ModelRefused
-from dayjob.models import ModelRequest
+from dayjob.models import ModelRequest, ToolCall
 from dayjob.patterns import route
 from dayjob.proposals import MOST_INPUTS, MOST_PROPOSALS, Proposal, Suggestion, with_input
 from dayjob.runs import Outcome, Status
@@ -104,6 +104,12 @@ async def test_a_model_that_names_no_route_ends_in_the_fallback_or_a_reason(lab:
     ended = await lab.run(triage(ticket="T"), model=model)
     assert (ended.status, ended.error) == (Status.FAILED, "NoRoute")
     assert "the model named no route" in (ended.run.reason or "")
+
+
+async def test_a_call_of_a_tool_that_nobody_offered_is_no_route(lab: CrashLab) -> None:
+    model = chooses(ToolCall("1", "billing", "{}"))
+    assert (await lab.run(triage(ticket="T", otherwise="person"), model=model)).output == "person"
+    assert "the answer is no JSON" in model.requests[1].messages[-1]["content"]
 
 
 async def test_no_routes_are_refused(lab: CrashLab) -> None:
