@@ -104,6 +104,15 @@ async def test_a_gate_for_no_step_is_refused(url: str) -> None:
     assert "gates: 'final' is none of the steps: draft" in result.reason
 
 
+async def test_a_prompt_in_the_place_of_the_steps_is_refused(url: str) -> None:
+    @job
+    async def work(run: Run) -> str:
+        return await chain(run, "a, b, c", "Sum up.")
+
+    result, _ = await ends(url, None, work)
+    assert "steps: expected a list, or a dict that names them" in result.reason
+
+
 async def test_a_gate_that_says_no_ends_the_chain_with_its_reason_and_what_there_was(url: str) -> None:
     result, _ = await ends(
         url, Scripted(["good", "far too long"]), chain_job("A", "B", gates=[None, lambda _: False])

@@ -120,6 +120,15 @@ async def test_no_routes_are_refused(lab: CrashLab) -> None:
     assert "names no route" in ((await lab.run(nowhere())).run.reason or "")
 
 
+@pytest.mark.parametrize("floor", [70, -0.1, float("nan")])
+async def test_a_floor_that_no_confidence_can_reach_or_miss_is_refused(lab: CrashLab, floor: float) -> None:
+    @job
+    async def routes(run: Run) -> str:
+        return await route(run, "x", to=TEAMS, floor=floor, otherwise="person")
+
+    assert "route: floor: expected 0 to 1" in ((await lab.run(routes())).run.reason or "")
+
+
 async def test_a_model_that_cannot_be_reached_is_no_reason_to_guess(lab: CrashLab) -> None:
     model = Scripted(lambda request: ModelRefused("no"))
     ended = await lab.run(triage(ticket="T", otherwise="person"), model=model)

@@ -75,4 +75,6 @@ async def _refusal(run: Run, name: str, gate: Gate, value: Any) -> StepError | N
 def _named(given: Any) -> dict[str, Any]:
     if isinstance(given, Mapping):
         return dict(given)
+    if isinstance(given, str):
+        raise InputError(f"steps: expected a list, or a dict that names them, got the text {given[:40]!r}")
     return {f"step {number}": each for number, each in enumerate(given, 1)}

@@ -79,6 +79,8 @@ async def route(
     handlers = {route: given[1] for route, given in to.items() if not isinstance(given, str)}
     if not told:
         raise InputError("route: to= names no route")
+    if not 0 <= floor <= 1:
+        raise InputError(f"route: floor: expected 0 to 1, got {floor}")
     choose = partial(_choose, told=told, floor=floor, router=router_id(run.job, name), options=options)
     try:
         chosen = await run.step(choose, input, name=name)
