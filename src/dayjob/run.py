@@ -26,7 +26,7 @@ from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord, new_id
 from dayjob.shapes import shape_of
 from dayjob.steps import MISSING, Keeper, Steps, never, patiently
 from dayjob.tools import Deadline, Tool, Undo, as_tool
-from dayjob.values import digest, schema_of, seconds_of, timeout_of
+from dayjob.values import canonical, digest, schema_of, seconds_of, timeout_of
 
 PROGRESS_SECONDS = 0.25
 _CHILD_ERRORS = {
@@ -323,7 +323,8 @@ class Run(Steps):
     async def remember(self, name: str, value: Any) -> None:
         """Keeps a value under a name, for this and all later runs of the project."""
         data = self.encode(f"remember {name!r}", value)
-        await self.note_down("remember", {"name": name}, memory=(name, data))
+        fingerprint = digest(canonical(name) + data)
+        await self.note_down("remember", {"name": name}, fingerprint, memory=(name, data))
 
     async def recall(self, name: str, default: Any = None) -> Any:
         """The value remembered under a name, as it was when this step first ran."""

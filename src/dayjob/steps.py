@@ -409,11 +409,12 @@ class Steps:
         finally:
             self.scope.current = None
 
-    async def note_down(self, name: str, value: Any, **more: Any) -> None:
+    async def note_down(self, name: str, value: Any, fingerprint: bytes | None = None, **more: Any) -> None:
         key = await self.begin(name)
         try:
             data = self.encode(name, value)
-            row = await self.find(key, name, Kind.NOTE, digest(data))
+            fingerprint = fingerprint or digest(data)
+            row = await self.find(key, name, Kind.NOTE, fingerprint)
             if row is not None:
                 return
             await self.live()
@@ -425,7 +426,7 @@ class Steps:
                 Kind.NOTE,
                 Outcome.VALUE,
                 started,
-                digest(data),
+                fingerprint,
                 value=data,
             )
             if more:

@@ -54,6 +54,19 @@ async def test_steps_before_an_inserted_one_are_reused_and_the_rest_of_the_scope
     assert superseded == ["work#2", "work#3"]
 
 
+async def test_what_the_new_code_remembers_under_an_old_name_is_kept(lab: CrashLab) -> None:
+    def remembering(value: str) -> Body:
+        async def body(run: Run) -> Any:
+            await run.remember("colour", value)
+            await run.step(work, value)
+            return await run.recall("colour")
+
+        return body
+
+    ended, _ = await changed_at(lab, CLAIM + 2, remembering("red"), remembering("blue"))
+    assert ended.output == "blue"
+
+
 async def test_an_edited_step_is_done_and_what_follows_it_again(lab: CrashLab) -> None:
     ended, again = await changed_at(lab, CLAIM + 4, steps_in("a", "b", "c"), steps_in("a", "B", "c"))
     assert ended.output == ["a done", "B done", "c done"]
