@@ -14,6 +14,7 @@ from dayjob.models import ModelRequest
 from dayjob.patterns import Adjust, Brief, Constraint, Refined, Verdict, refine
 from dayjob.runs import Outcome, Status
 from dayjob.testing import CrashLab, Delay, Scripted
+from dayjob.verdicts import MOST_CONSTRAINTS
 from tests.ledger import everywhere, executed, work
 from tests.until import until
 
@@ -95,6 +96,34 @@ async def test_constraints_gather_with_their_origin(lab: CrashLab) -> None:
     assert drafts[2] == (
         "draft 3 [Be kind. (given); Be polite. (round 1); Be brief. (the editor)] best=draft 2"
     )
+
+
+async def test_a_judge_that_repeats_itself_does_not_fill_the_brief(lab: CrashLab) -> None:
+    polite = {"text": "Be polite."}
+    many = [{"text": f"Rule {number}."} for number in range(5000)]
+    model = maker(
+        score(0.2, constraints=[polite, polite, {"text": " "}]), score(0.3, constraints=many), score(0.9)
+    )
+    ended = await lab.run(improve(given=[Constraint("Be kind.")]), model=model)
+    texts = [each["text"] for each in ended.output["constraints"]]
+    assert texts[:3] == ["Be kind.", "Be polite.", "Rule 0."]
+    assert len(texts) == MOST_CONSTRAINTS
+
+
+async def test_what_a_judge_leaves_blank_it_has_not_said(lab: CrashLab) -> None:
+    blank = {"model": "", "temperature": None}
+    model = maker(score(0.3, failed=["rude"], adjust=blank), score(0.9, failed=["", " "]))
+    ended = await lab.run(improve(), model=model)
+    assert (ended.output["value"], ended.output["reason"]) == ("draft 2", "passed")
+
+
+async def test_all_given_constraints_are_kept_however_many(lab: CrashLab) -> None:
+    given = [Constraint(f"Rule {number}.") for number in range(MOST_CONSTRAINTS + 5)]
+    given.append(Constraint("Rule 0.", "short"))
+    model = maker(score(0.3, constraints=[{"text": "Be polite."}]), score(0.9))
+    ended = await lab.run(improve(given=given), model=model)
+    kept = [(each["text"], each["check"]) for each in ended.output["constraints"]]
+    assert kept == [(each.text, each.check) for each in given]
 
 
 async def test_code_checks_what_it_can_and_saves_the_judge(lab: CrashLab) -> None:

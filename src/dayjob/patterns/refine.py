@@ -71,7 +71,7 @@ async def refine(
             brief = replace(brief, best=made)
             await run.partial(made)
         best = replace(best, rounds=brief.round - 1, constraints=brief.constraints)
-        if not verdict.failed and verdict.score >= passing:
+        if verdict.passes(passing):
             return replace(best, value=made, score=verdict.score, reason="passed")
         if brief.round - gained >= PATIENCE:
             return replace(best, reason=f"no gain in {PATIENCE} rounds")
