@@ -41,6 +41,11 @@ def is_short(text: str) -> bool | str:
     return len(text) <= 12 or f"{len(text)} letters are too many"
 
 
+def is_json(text: str) -> bool:
+    orjson.loads(text)
+    return True
+
+
 def chain_job(*steps: Any, **how: Any) -> Job:
     async def work(run: Run, text: str = "a, b, c") -> Any:
         return await chain(
@@ -119,6 +124,19 @@ async def test_a_gate_that_says_no_ends_the_chain_with_its_reason_and_what_there
     )
     assert "Refused: step 2: its gate said no" in result.reason
     assert result.partial == "good"
+
+
+@pytest.mark.parametrize("option", ["returns", "tools"])
+async def test_what_would_make_more_than_text_of_an_answer_is_refused(url: str, option: str) -> None:
+    result, _ = await ends(url, Scripted(["[1]"]), chain_job("A", **{option: [listed]}))
+    assert f"{option}: a prompt of a chain gives a text" in result.reason
+
+
+async def test_a_gate_that_raises_has_refused(url: str) -> None:
+    model = Scripted(["no JSON", "[1]"])
+    result, notes = await ends(url, model, chain_job("A", gates=[is_json], otherwise=[again()]))
+    assert (result, notes[0]["passed"]) == ("[1]", True)
+    assert notes[0]["reason"].startswith("JSONDecodeError")
 
 
 async def test_a_gate_that_gives_an_empty_text_has_said_no(url: str) -> None:

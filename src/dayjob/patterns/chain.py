@@ -31,14 +31,18 @@ async def chain(
     """The output of the last step.
 
     A step is a prompt or a function; the steps are a list, or a dict that names them, and so are the gates.
-    A gate passes its step's output by True, and refuses it by False or by a text that says why. When a step
-    fails or is refused, the rungs of `otherwise` are tried in order, each leaving a note; when none helps,
+    A gate passes its step's output by True, and refuses it by False, by a text that says why, or by an error. When
+    a step fails or is refused, the rungs of `otherwise` are tried in order, each leaving a note; when none helps,
     StepError of type Refused is raised, or the step's own. `options` go to `run.model`. After each step its
     output is the run's partial output.
     """
     named, checks, ladder = _named(steps), _named(gates), [FIRST, *otherwise]
     if strangers := checks.keys() - named.keys():
         raise InputError(f"gates: {min(strangers)!r} is none of the steps: {', '.join(named)}")
+    if more := {"returns", "tools"} & options.keys():
+        raise InputError(
+            f"{min(more)}: a prompt of a chain gives a text; for more, let a function be the step"
+        )
     value = input
     for name, step in named.items():
         value = await _climb(run, Trouble(name, step, value, options=options), checks.get(name), ladder)
