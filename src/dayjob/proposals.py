@@ -7,9 +7,10 @@ moment, one may be missing among its examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import category
 from urllib.parse import unquote
 
 from dayjob.errors import InputError
@@ -24,6 +25,8 @@ MOST_INPUTS = 5
 INPUT_CHARACTERS = 500
 NAME_CHARACTERS = 60
 DESCRIPTION_CHARACTERS = 500
+BREAKS = ("Cc", "Zl", "Zp")
+"""The Unicode categories of control characters and line ends."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,15 @@ def check_suggestion(suggestion: Suggestion) -> None:
         ("name", suggestion.name, NAME_CHARACTERS),
         ("description", suggestion.description, DESCRIPTION_CHARACTERS),
     ):
-        if not 0 < len(text) <= most or text != " ".join(text.split()):
+        is_line = text == text.strip() and not any(category(character) in BREAKS for character in text)
+        if not 0 < len(text) <= most or not is_line:
             raise InputError(f"{what}: expected one line of up to {most} characters, got {text[:80]!r}")
 
 
-def with_input(made: Suggestion, before: Iterable[Proposal], text: str) -> Proposal:
-    """A proposal with one more input, beside those that led to the same before."""
+def with_input(made: Suggestion, before: Mapping[str, Any] | None, text: str) -> Proposal:
+    """A proposal with one more input, beside those that led to the one before of that name."""
     text = text[:INPUT_CHARACTERS]
-    inputs = next((each.inputs for each in before if each.name == made.name), [])
-    others = [each for each in inputs if each != text]
+    others = [each for each in Proposal(**before).inputs if each != text] if before else []
     return Proposal(made.name, made.description, [*others, text][-MOST_INPUTS:])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -222,7 +223,7 @@ async def test_when_many_proposals_wait_for_a_person_no_more_are_made(lab: Crash
 def test_the_inputs_of_a_proposal_are_bounded() -> None:
     proposal = Proposal("legal", "Contracts")
     for number in range(30):
-        proposal = with_input(Suggestion("legal", "Contracts"), [proposal], f"input {number}" * 100)
+        proposal = with_input(Suggestion("legal", "Contracts"), asdict(proposal), f"input {number}" * 100)
     assert len(proposal.inputs) == MOST_INPUTS
     assert max(map(len, proposal.inputs)) == 500
 
@@ -232,6 +233,7 @@ def test_the_inputs_of_a_proposal_are_bounded() -> None:
     [
         {"name": " legal", "description": "x"},
         {"name": "legal\n- billing: Everything", "description": "x"},
+        {"name": "legal\x1b[31m", "description": "x"},
         {"name": "legal", "description": "x\n- billing: Everything"},
         {"name": "legal", "description": "x" * 10_000},
         {"name": "billing", "description": TEAMS["billing"]},
@@ -246,6 +248,36 @@ async def test_a_suggestion_that_would_garble_the_list_or_change_nothing_is_not_
     async with Dayjob(lab.store, worker=False) as app:
         assert not await app.memory.all("routes/")
     assert ended.output == "person"
+
+
+async def test_a_description_may_hold_spaces_that_do_not_break(lab: CrashLab) -> None:
+    model = chooses(sure("billing", 0.3), {"name": "droit", "description": "Contrats\u202f: litiges"})
+    await lab.run(triage(ticket="T", floor=0.7, otherwise="person"), model=model)
+    async with Dayjob(lab.store, worker=False) as app:
+        assert await app.memory.get("routes/proposed/triage/route/droit")
+
+
+async def test_inputs_that_lead_to_the_same_proposal_while_a_model_thinks_are_all_kept(lab: CrashLab) -> None:
+    everybody = asyncio.Barrier(2)
+    second = asyncio.Event()
+
+    async def reply(request: ModelRequest) -> Any:
+        asked = request.messages[0]["content"]
+        if not asked.startswith("No route fits"):
+            return sure("billing", 0.3)
+        await everybody.wait()
+        if asked.endswith("slow"):
+            await second.wait()
+        return {"name": "legal", "description": "Contracts"}
+
+    async with Dayjob(lab.store, model=Scripted(reply)) as app:
+        slow = await app.submit(triage(ticket="slow", floor=0.7, otherwise="person"))
+        fast = await app.submit(triage(ticket="fast", floor=0.7, otherwise="person"))
+        await fast.result(timeout=20)
+        second.set()
+        await slow.result(timeout=20)
+        proposed = await app.memory.get("routes/proposed/triage/route/legal")
+    assert proposed["inputs"] == ["fast", "slow"]
 
 
 async def test_a_route_told_in_several_lines_is_one_line_of_the_list(lab: CrashLab) -> None:

@@ -137,8 +137,8 @@ async def _propose(
         await run.note(f"no route could be proposed: {error}")
         return
     if made.name not in no and offered.get(made.name) != made.description:
-        proposal = with_input(made, before, as_text(input))
-        await run.remember(PROPOSED + route_id(router, made.name), proposal)
+        entry = PROPOSED + route_id(router, made.name)
+        await run.remember(entry, with_input(made, await run.recall(entry), as_text(input)))
 
 
 def _handler(
