@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
+from enum import Enum, StrEnum
 from typing import Any
 
 import pytest
 
 from dayjob import Dayjob, Limits, Run, job
 from dayjob.errors import ModelRefused
+from dayjob.jobs import Job
 from dayjob.models import ModelRequest, ToolCall
 from dayjob.patterns import route
 from dayjob.proposals import MOST_INPUTS, MOST_PROPOSALS, Proposal, Suggestion, with_input
@@ -85,6 +87,24 @@ async def test_a_handler_is_called(lab: CrashLab, choice: Any, output: str) -> N
         handles(ticket="T"), model=chooses(choice, {"name": "n", "description": "d"}), jobs=[fix]
     )
     assert ended.output == output
+
+
+class Team(StrEnum):
+    BILLING = "billing"
+
+
+class OldTeam(str, Enum):  # noqa: UP042
+    BILLING = "billing"
+
+
+@pytest.mark.parametrize("team", [Team.BILLING, OldTeam.BILLING], ids=repr)
+async def test_routes_may_be_named_by_an_enum(lab: CrashLab, team: str) -> None:
+    async def routes(run: Run) -> Any:
+        return await route(run, "T", to={team: ("Invoices", bill)}, otherwise=person)
+
+    model = chooses(sure("billing"))
+    assert (await lab.run(Job(routes, "routes", "v1")(), model=model)).output == "bill T done"
+    assert "- billing: Invoices" in model.requests[0].messages[0]["content"]
 
 
 # --- bad input ------------------------------------------------------------------------------------------

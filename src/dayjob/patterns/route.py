@@ -75,6 +75,7 @@ async def route(
     ones are offered from then on, by routers of the same job and `name`. One that the code has no handler for
     goes to `otherwise`, if that is a handler. `options` go to `run.model`.
     """
+    to = {str.__str__(route): given for route, given in to.items()}  # of an enum's member, its value
     told = {route: given if isinstance(given, str) else given[0] for route, given in to.items()}
     handlers = {route: given[1] for route, given in to.items() if not isinstance(given, str)}
     if not told:
