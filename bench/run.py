@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from floor import JOURNAL, connect, floor_per_second
 
 from dayjob import Dayjob, Run, job, tool
+from dayjob.context import Policy, tokens_in
+from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.models.scripted import Scripted
+from dayjob.patterns import agent, auto
 
 WORDS = [
     *(
@@ -225,16 +229,57 @@ async def turns(folder: Path, rounds: int) -> list[str]:
             await (await app.submit(conversation(count=count))).result(120)
         sizes[count] = path.stat().st_size
 
+    return [
+        _late_and_early("200 turns of 2 KB", times, sizes),
+        await _agent(folder, rounds, "an agent that sends everything", None),
+        await _agent(folder, rounds, "an agent with a window of 8,000 tokens", auto(8_000)),
+    ]
+
+
+async def _agent(folder: Path, rounds: int, what: str, context: Policy | None) -> str:
+    """The same for the pattern: a turn is a model call, the call of a tool that gives 2 KB, and what is around them."""
+    answers = [words(2_000, seed) for seed in range(200)]
+    times: dict[int, list[float]] = {}
+    sizes: dict[int, int] = {}
+
+    @tool(effect="read")
+    async def look(number: int) -> str:
+        return answers[number]
+
+    @job(version="1")
+    async def searching(run: Run) -> str:
+        return await agent(run, "You look.", "Look.", [look], max_steps=300, context=context)
+
+    for number, count in enumerate([*[200] * rounds * 3, 100, 200]):
+        began: list[float] = []
+
+        def reply(request: ModelRequest, began: list[float] = began, count: int = count) -> Any:
+            began.append(time.perf_counter())
+            turn = len(began)
+            call = ToolCall(f"call_{turn}", "look", f'{{"number": {turn % 200}}}') if turn <= count else None
+            tokens = Usage(tokens_in(request.messages), 20)
+            return ModelReply("" if call else "Done.", (call,) if call else (), tokens)
+
+        path = folder / f"agent{context is None:d}-{number}.db"
+        model = Scripted(reply, keep_requests=False)
+        async with Dayjob(f"sqlite:///{path}", model=model, jobs=[searching]) as app:
+            await (await app.submit(searching())).result(120)
+        for turn, (start, end) in enumerate(pairwise(began), 1):
+            times.setdefault(turn, []).append(end - start)
+        sizes[count] = path.stat().st_size
+    return _late_and_early(what, times, sizes)
+
+
+def _late_and_early(what: str, times: dict[int, list[float]], sizes: dict[int, int]) -> str:
     def around(turn: int) -> float:
         return statistics.median(t for near in range(turn - 9, turn + 1) for t in times[near]) * 1e3
 
     early, late = around(15), around(200)
-    return [
-        f"200 turns of 2 KB: turns 191-200 {late:.3f} ms, turns 6-15 {early:.3f} ms; {late / early:.2f} x "
-        "  [bar 1.2 x]",
+    return (
+        f"{what}: turns 191-200 {late:.3f} ms, turns 6-15 {early:.3f} ms; {late / early:.2f} x   [bar 1.2 x]\n"
         f"   stored: {sizes[100] / 1e3:,.0f} KB after 100 turns, {sizes[200] / 1e3:,.0f} KB after 200; "
-        f"{sizes[200] / sizes[100]:.2f} x   [linear: 2]",
-    ]
+        f"{sizes[200] / sizes[100]:.2f} x   [linear: 2]"
+    )
 
 
 # --- parked runs -----------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Which messages of a conversation are sent: those that fit the model's window, newest first. Pure.
 
-A conversation only grows; what is sent of it is a `View`: its head (the system messages and the first
-that follow them), a line that names what was left out, and everything from `start` on. Tool calls are
-never parted from their results. The start stays where it is until the window is full, and then moves
-by a block, so that from turn to turn a provider's cache finds the same beginning.
+A conversation only grows; what is sent of it is a `View`: its head (the system messages, and the task), a
+line that names what was left out, and everything from `start` on. Tool calls are never parted from their
+results. The start stays where it is until the window is full, and then moves by a block, so that from turn
+to turn a provider's cache finds the same beginning.
 
     view = auto(8000).fit(messages, View())
     view.of(messages)
@@ -14,9 +14,10 @@ counted. No message is lost by this: a view is only a way to look at a conversat
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 import orjson
@@ -36,13 +37,15 @@ _SCALES = (0.5, 3.0)
 LEFT_OUT = "[Messages {first} to {last} of this conversation are left out here.]"
 SUMMARY = "[Messages {first} to {last} of this conversation are left out here. In short:]\n{summary}"
 
+UNANSWERED = "No result: the run was stopped before it came. What the call was to do may have been done."
+
 
 @dataclass(frozen=True, slots=True)
 class View:
     """What is sent of a conversation: its head, and the messages from number `start` (from 0) on.
 
-    `task` is the number of one more message that stays. `summary` stands for what was left out; `scale` is how
-    many real tokens an estimated one turned out to be.
+    `task` is the number of the message that all of it is about, which stays. `summary` stands for what was left
+    out; `scale` is how many real tokens an estimated one turned out to be.
     """
 
     start: int = 0
@@ -51,8 +54,8 @@ class View:
     scale: float = 1.0
 
     def of(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages to send. Calls that were never answered, as a cancelled run leaves them, are not among them."""
-        head = head_of(messages)
+        """The messages to send. Calls that were never answered, as a cancelled run leaves them, are told to be."""
+        head = head_of(messages, self.task)
         if self.start <= head:
             return _whole(messages, 0)
         task = messages[self.task : self.task + 1] if head <= self.task < self.start else []
@@ -66,7 +69,7 @@ class View:
 
     def named(self, messages: Sequence[Message]) -> tuple[int, int]:
         """The numbers of the first and the last message that are left out, counted from 1."""
-        return head_of(messages) + 1, self.start
+        return head_of(messages, self.task) + 1, self.start
 
     def counted(self, sent: Sequence[Message], input_tokens: int) -> View:
         """The same view with its scale corrected by the provider's count of what was sent."""
@@ -82,7 +85,7 @@ class Policy:
     """How much of a window a view fills, as a share: over 1 the view has to move on.
 
     With `summarises_by`, a summary is to stand in place of what is left out; whoever can ask a model makes
-    it from `parts` of at most so many characters.
+    it from `parts` of at most so many tokens, and it is `shortened` to half of that.
     """
 
     fill: Callable[[Sequence[Message], View], float]
@@ -92,33 +95,37 @@ class Policy:
         """What `after` leaves out and `before` did not, as texts to be summed up one after the other."""
         if not self.summarises_by:
             return
-        left_out = messages[max(before.start, head_of(messages)) : after.start]
-        text = "\n\n".join(_shown(message) for message in left_out)
-        for start in range(0, len(text), self.summarises_by):
-            yield text[start : start + self.summarises_by]
+        left_out = messages[max(before.start, head_of(messages, after.task)) : after.start]
+        yield from _pieces("\n\n".join(map(_shown, left_out)), self.summarises_by / max(after.scale, 1))
+
+    def shortened(self, summary: str, view: View) -> str:
+        return next(_pieces(summary, self.summarises_by / 2 / max(view.scale, 1)), "")
 
     def fit(self, messages: Sequence[Message], view: View) -> View:
         """The view, moved on if it no longer fits. Raises WindowTooSmall."""
         if self.fill(messages, view) <= 1:
             return view
-        moved = view
-        for start in _cuts(messages, max(view.start, head_of(messages))):
-            moved = replace(view, start=start)
-            if self.fill(messages, moved) <= ROOM_AFTER_A_CUT:
-                return moved
+        cuts = list(_cuts(messages, max(view.start, head_of(messages, view.task))))
+        first = bisect_left(cuts, True, key=lambda cut: self._leaves_room(messages, replace(view, start=cut)))
+        moved = replace(view, start=cuts[min(first, len(cuts) - 1)]) if cuts else view
         if self.fill(messages, moved) > 1:
-            least = len(messages) - max(moved.start, head_of(messages))
+            least = len(messages) - max(moved.start, head_of(messages, view.task))
             raise WindowTooSmall(
                 f"the window is too small: even the head of the conversation and the last {least} of its "
                 f"{len(messages)} messages do not fit. Use a larger one, or shorter tool results"
             )
         return moved
 
+    def _leaves_room(self, messages: Sequence[Message], view: View) -> bool:
+        return self.fill(messages, view) <= ROOM_AFTER_A_CUT
+
 
 def last_messages(count: int) -> Policy:
     """The head, and at most the last `count` messages."""
     _check("last_messages", "count", count)
-    return Policy(lambda messages, view: (len(messages) - max(view.start, head_of(messages))) / count)
+    return Policy(
+        lambda messages, view: (len(messages) - max(view.start, head_of(messages, view.task))) / count
+    )
 
 
 def auto(tokens: int) -> Policy:
@@ -129,7 +136,7 @@ def auto(tokens: int) -> Policy:
 
 def summarise(tokens: int) -> Policy:
     """Like `auto`, with a summary in place of what was left out: one more model call at each cut."""
-    return replace(auto(tokens), summarises_by=2 * tokens)
+    return replace(auto(tokens), summarises_by=-(-tokens // 2))
 
 
 def tokens_in(messages: Sequence[Message]) -> int:
@@ -137,12 +144,14 @@ def tokens_in(messages: Sequence[Message]) -> int:
     return sum(MESSAGE_TOKENS + _tokens(message) for message in messages)
 
 
-def head_of(messages: Sequence[Message]) -> int:
-    """How many messages stay in any case: the system messages at the beginning, and the one after them."""
+def head_of(messages: Sequence[Message], task: int = 0) -> int:
+    """How many messages stay in any case: the system messages at the beginning, and the task if it follows them.
+
+    The first message of a long thread is not what a run is about, and may be as long as it likes.
+    """
     first = next((n for n, each in enumerate(messages) if each["role"] != "system"), len(messages))
-    if first < len(messages) and messages[first]["role"] == "user":
-        return first + 1
-    return first
+    is_task = first < len(messages) and messages[first]["role"] == "user" and task <= first
+    return first + is_task
 
 
 def _cuts(messages: Sequence[Message], after: int) -> Iterator[int]:
@@ -153,19 +162,43 @@ def _cuts(messages: Sequence[Message], after: int) -> Iterator[int]:
 
 
 def _whole(messages: Sequence[Message], start: int) -> list[Message]:
-    """The messages from `start` on, without calls that lack a result, and results that lack their call."""
+    """The messages from `start` on, with a result right after each call, and none without its call."""
     kept: list[Message] = []
     for number in range(start, len(messages)):
         message = messages[number]
-        if message["role"] == "tool":
-            continue
-        calls = message.get("tool_calls") or ()
-        results = (
-            list(takewhile(lambda each: each["role"] == "tool", messages[number + 1 :])) if calls else []
-        )
-        if sorted(call["id"] for call in calls) == sorted(each["tool_call_id"] for each in results):
-            kept += [message, *results]
+        if message["role"] != "tool":
+            kept.append(message)
+            if calls := message.get("tool_calls"):
+                kept += _results(calls, messages, number + 1)
     return kept
+
+
+def _results(calls: Sequence[Any], messages: Sequence[Message], start: int) -> list[Message]:
+    """The result of each call: what follows at once, or else is found before the model speaks again."""
+    ids = [call["id"] for call in calls]
+    next_ones = list(messages[start : start + len(ids)])
+    if [each.get("tool_call_id") for each in next_ones] == ids:
+        return next_ones
+    until_it_speaks = takewhile(lambda each: each["role"] != "assistant", islice(messages, start, None))
+    given = [each for each in until_it_speaks if each["role"] == "tool"]
+    results = []
+    for id in ids:
+        found = next((each for each in given if each.get("tool_call_id") == id), None)
+        if found is not None:
+            given.remove(found)
+        results.append(found or {"role": "tool", "tool_call_id": id, "content": UNANSWERED})
+    return results
+
+
+def _pieces(text: str, tokens: float) -> Iterator[str]:
+    """A text in pieces of at most so many tokens."""
+    most = max(int(tokens), 1)
+    while text:
+        piece = text[: most * LATIN_PER_TOKEN]
+        while (counted := _in_text(piece)) > most:
+            piece = piece[: len(piece) * most // counted]
+        yield piece
+        text = text[len(piece) :]
 
 
 def _shown(message: Message) -> str:
@@ -178,18 +211,21 @@ def _shown(message: Message) -> str:
 
 def _tokens(message: Message) -> int:
     content = message.get("content") or ""
-    parts = [{"text": content}] if isinstance(content, str) else content
-    counted = sum(_in_text(part["text"]) if "text" in part else ATTACHMENT_TOKENS for part in parts)
+    if isinstance(content, str):
+        counted = _in_text(content)
+    else:
+        counted = sum(_in_text(part["text"]) if "text" in part else ATTACHMENT_TOKENS for part in content)
     calls = message.get("tool_calls")
     return counted + (_in_text(orjson.dumps(calls).decode()) if calls else 0)
 
 
 def _in_text(text: str) -> int:
     """By how many bytes UTF-8 takes for a letter: one is Latin, three or more are wide."""
-    latin = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
+    if text.isascii():
+        return -(-len(text) // LATIN_PER_TOKEN)
+    latin = len(text.encode("ascii", "ignore"))
     others = len(text) - latin
-    wide = len(text.encode("utf-8", "replace")) - latin - 2 * others if others else 0
-    wide = min(wide, others)
+    wide = min(len(text.encode("utf-8", "replace")) - latin - 2 * others, others)
     return -(-latin // LATIN_PER_TOKEN) + -(-(others - wide) // OTHERS_PER_TOKEN) + wide
 
 

@@ -18,6 +18,13 @@ SUMMARISE = (
     "Sum up this part of a conversation in a few sentences: the facts, the decisions, what is still open."
 )
 
+ABOUT_THE_ANSWER = ("returns", "response_format", "tool_choice", "parallel_tool_calls", "name")
+
+
+def aside(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call that is not to give the answer, and is offered no tools: a plan, a summary."""
+    return {name: value for name, value in options.items() if name not in ABOUT_THE_ANSWER}
+
 
 async def opened(run: Run, instructions: str, input: str) -> list[Message]:
     """The conversation at its beginning: instructions, what the thread holds, and the input."""
@@ -48,14 +55,15 @@ async def heard_by(run: Run) -> list[Message]:
 async def fitted(
     run: Run, messages: list[Message], view: View, context: Policy | None, options: dict[str, Any]
 ) -> View:
-    """The view that fits. What it leaves out is named in a note, and summed up if the policy says so."""
-    moved = view if context is None else context.fit(messages, view)
-    if context is None or moved.start == view.start:
-        return moved
-    summary = view.summary
-    for part in context.parts(messages, view, moved):
-        reply = await run.model(f"{SUMMARISE}\n\n{summary}\n\n{part}", name="summarise", **options)
-        summary = reply.text
-    first = moved.named(messages)[0]
-    await run.note(f"context: messages {first} to {moved.start} are left out", first=first, last=moved.start)
-    return replace(moved, summary=summary)
+    """The view that fits. What it leaves out is summed up if the policy says so, and named in a note."""
+    before = view
+    while context is not None and (moved := context.fit(messages, view)).start > view.start:
+        summary = view.summary
+        for part in context.parts(messages, view, moved):
+            reply = await run.model(f"{SUMMARISE}\n\n{summary}\n\n{part}", name="summarise", **options)
+            summary = context.shortened(reply.text, moved) or summary
+        view = replace(moved, summary=summary)
+    if view.start > before.start:
+        first, last = view.named(messages)
+        await run.note(f"context: messages {first} to {last} are left out", first=first, last=last)
+    return view

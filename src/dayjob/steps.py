@@ -537,6 +537,10 @@ def _is_at_stake(row: StepRecord) -> bool:
         return row.outcome is None
     if row.kind == Kind.TOOL and row.call_key is not None:
         return is_write(row) and row.outcome in (None, Outcome.VALUE)
+    if row.kind == Kind.TOOL and row.answered_at is None:  # a read: the worker did it, and no client
+        return False
+    if row.kind == Kind.EVENT and row.due == row.started and row.value == b"null":  # nothing had been sent
+        return False
     answered = row.outcome == Outcome.VALUE or (row.outcome is None and row.answer is not None)
     return row.kind in (Kind.ASK, Kind.EVENT, Kind.TOOL) and answered and row.name not in (CHANGED, APPROVE)
 

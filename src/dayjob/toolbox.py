@@ -11,11 +11,16 @@ import orjson
 from dayjob.errors import InputError, StepError
 from dayjob.models import Message, ToolCall
 from dayjob.run import Run
+from dayjob.shapes import shape_of
 from dayjob.tools import Tool, as_tool, shorten
 from dayjob.values import encode
 
 LOOP_TIMES = 3
 LONGEST_LOOP = 3
+LOOKS_BACK = LOOP_TIMES * LONGEST_LOOP - 1
+
+Made = tuple[list[list[str]], list[Any] | None]
+"""The calls of a turn, a tool and its arguments each, and what they gave; None if they were refused."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,15 @@ class Toolbox:
         except StepError as problem:
             invalid = problem.type == "InvalidArguments"
             return observed(call, str(problem), "invalid" if invalid else "failed")
-        return observed(call, value if isinstance(value, str) else encode(value).decode(), "done")
+        told = value if isinstance(value, str) else encode(value, shape_of(tool.fn).returns).decode()
+        return observed(call, told, "done")
+
+
+def unforced(options: dict[str, Any]) -> dict[str, Any]:
+    """Without a choice of tool that forces a call: where each reply has to be a call, none is an answer."""
+    choice = options.get("tool_choice")
+    forces = choice == "required" or (isinstance(choice, dict) and choice.get("type") == "function")
+    return {name: value for name, value in options.items() if not (forces and name == "tool_choice")}
 
 
 def refused(call: ToolCall, why: str) -> Observed:
@@ -79,14 +92,19 @@ def outcome_of(observed: Sequence[Observed]) -> str:
     return "acted" if "done" in outcomes else "failed" if "failed" in outcomes else "invalid"
 
 
-def is_loop(turns: Sequence[list[list[str]]]) -> bool:
-    """Whether the last turns made the same calls, a tool and its arguments each, three times over.
+def is_loop(earlier: Sequence[Made], calls: list[list[str]]) -> bool:
+    """Whether these calls would make the last turns the same three times over: the same calls, that gave the same.
 
     What is repeated is one turn, or up to three in the same order: a test that is run after each of many
-    different edits is no loop.
+    different edits is no loop, and neither is asking for news as long as there are some.
     """
-    return any(
-        len(turns) >= LOOP_TIMES * length
-        and list(turns[-LOOP_TIMES * length :]) == list(turns[-length:]) * LOOP_TIMES
-        for length in range(1, LONGEST_LOOP + 1)
-    )
+    for length in range(1, LONGEST_LOOP + 1):
+        recent = earlier[1 - LOOP_TIMES * length :]
+        repeated = len(recent) == LOOP_TIMES * length - 1 and calls == recent[-length][0]
+        if repeated and all(map(_is_same, recent, recent[length:])):
+            return True
+    return False
+
+
+def _is_same(one: Made, other: Made) -> bool:
+    return one[0] == other[0] and (None in (one[1], other[1]) or one[1] == other[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ from dayjob import (
     job,
     tool,
 )
-from dayjob.context import last_messages, summarise
+from dayjob.context import UNANSWERED, last_messages, summarise, tokens_in
 from dayjob.conversation import SUMMARISE
 from dayjob.jobs import Job
 from dayjob.mcp import McpServer
 from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.models.scripted import Scripted
 from dayjob.patterns import agent, auto
-from dayjob.patterns.agent import LOOP, NOT_DONE
+from dayjob.patterns.agent import CUT_OFF, CUT_SHORT, LOOP, NOT_DONE
 from dayjob.reflection import GO_ON, PLAN, REFLECT, REVISE
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import CrashLab, Death, Moment
@@ -156,6 +157,14 @@ async def test_done_may_be_asked_without_words_and_may_call_a_model(url: str) ->
     assert told(model.requests[2])[-1] == NOT_DONE
 
 
+@pytest.mark.parametrize("verdict", ["", None, 0, 1, {"ok": True}])
+async def test_a_verdict_that_says_nothing_asks_it_to_go_on(url: str, verdict: Any) -> None:
+    model = Scripted(["Here.", "There."])
+    result, reason, _ = await ends(url, model, done=lambda text: verdict, max_steps=2)
+    assert (type(result), reason) == (RunFailed, "max_steps")
+    assert told(model.requests[1])[-1] == NOT_DONE
+
+
 async def test_an_answer_that_is_cut_off_says_so(url: str) -> None:
     assert (await ends(url, Scripted(["A long answer"]), max_tokens=2))[:2] == ("A long a", "length")
 
@@ -197,11 +206,47 @@ async def test_a_call_that_cannot_be_made_goes_back_to_the_model(
     assert not executed
 
 
+async def test_calls_that_gave_a_declared_type_are_told_as_its_json(url: str) -> None:
+    @tool(effect="read")
+    async def balance(account: str) -> Decimal:
+        return Decimal("12.50")
+
+    @tool(effect="read")
+    async def holders(account: str) -> set[str]:
+        return {"Kim"}
+
+    model = Scripted([calls(("balance", {"account": "1"}), ("holders", {"account": "1"})), "12.50, Kim's."])
+    assert (await ends(url, model, tools=[balance, holders]))[:2] == ("12.50, Kim's.", "done")
+    assert told(model.requests[1])[-2:] == ['"12.50"', '["Kim"]']
+
+
 async def test_calls_that_cannot_be_made_end_it_after_three_turns(url: str) -> None:
     model = Scripted(lambda request: ToolCall("1", f"fly{len(request.messages)}", "{}"))
     result, reason, _ = await ends(url, model)
     assert (reason, len(model.requests)) == ("invalid_calls", 3)
     assert isinstance(result, RunFailed)
+
+
+@pytest.mark.parametrize("finish", CUT_OFF)
+async def test_calls_of_a_reply_that_was_cut_off_are_not_made(url: str, finish: str) -> None:
+    @tool
+    async def wipe(place: str = "everywhere") -> str:
+        raise AssertionError
+
+    cut_off = ModelReply("", (ToolCall("1", "wipe", ""),), finish=finish)
+    model = Scripted([cut_off, "I let it be."])
+    assert (await ends(url, model, tools=[wipe]))[:2] == ("I let it be.", "done")
+    assert told(model.requests[1])[-1] == CUT_SHORT
+
+
+async def test_a_tool_that_says_something_else_each_time_may_be_asked_on(url: str) -> None:
+    @tool(effect="read")
+    async def progress() -> int:
+        executed["progress"] += 1
+        return executed["progress"]
+
+    model = Scripted(lambda _: "Done." if executed["progress"] == 8 else ToolCall("1", "progress", "{}"))
+    assert (await ends(url, model, tools=[progress]))[:2] == ("Done.", "done")
 
 
 async def test_a_loop_on_one_tool_is_refused_and_then_ends_it(url: str) -> None:
@@ -237,6 +282,15 @@ async def test_the_same_test_after_different_edits_is_no_loop(url: str) -> None:
         for name, arguments in (("plain", {"number": n}), ("look", {"place": "tests"}))
     ]
     assert (await ends(url, Scripted([*turns, "Done."])))[:2] == ("Done.", "done")
+
+
+async def test_a_thread_that_began_with_too_much_can_be_gone_on_with(url: str) -> None:
+    async with app_with(url, Scripted(["You are welcome."])) as app:
+        thread = app.thread()
+        await thread.append("a whole book " * 1_000)
+        await thread.append({"role": "assistant", "content": "That was long."})
+        handle = await app.submit(agent_job(context=auto(100))(task="Thank you."), thread=thread)
+        assert await handle.result(timeout=20) == "You are welcome."
 
 
 async def test_a_window_too_small_for_one_message_is_a_named_reason(url: str) -> None:
@@ -288,6 +342,41 @@ async def test_it_looks_back_at_an_interval(url: str) -> None:
     assert result == "Done."
     assert [key for key in keys if key.endswith("/reflect")] == ["turn#3/reflect", "turn#5/reflect"]
     assert REFLECT.format(why="2 turns are over") in [told(request)[-1] for request in model.requests]
+
+
+async def test_what_shapes_the_answer_is_kept_from_plans_reflections_and_summaries(url: str) -> None:
+    options = {
+        "returns": dict[str, str], "tool_choice": "auto", "parallel_tool_calls": False, "name": "say", "temperature": 0,
+    }  # fmt: skip
+
+    def reply(request: ModelRequest) -> Any:
+        if not request.tools:
+            return "Go and look."
+        number = sum(message["role"] == "tool" for message in request.messages)
+        if len(executed) < 6:
+            return calls(("look", {"place": f"{len(executed)} {number}"}))
+        return {"place": "hall"}
+
+    model = Scripted(reply)
+    how = {"plan": True, "reflect_every": 2, "context": summarise(100)}
+    result, _, keys = await ends(url, model, **how, **options)
+    assert result == '{"place":"hall"}'
+    assert {"turn/plan", "turn#3/plan", "turn/say"} <= set(keys) and any("summarise" in key for key in keys)
+    aside = [request for request in model.requests if not request.tools]
+    assert all(request.schema is None and request.options == {"temperature": 0} for request in aside)
+    assert all(request.schema for request in model.requests if request.tools)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look"}}])
+async def test_a_choice_of_tool_that_forces_a_call_holds_for_the_first_turn(url: str, choice: Any) -> None:
+    def reply(request: ModelRequest) -> Any:
+        if request.options.get("tool_choice") in (None, "auto"):
+            return "In the hall."
+        return calls(("look", {"place": f"place {len(request.messages)}"}))
+
+    model = Scripted(reply)
+    assert (await ends(url, model, tool_choice=choice))[:2] == ("In the hall.", "done")
+    assert [request.options for request in model.requests] == [{"tool_choice": choice}, {}]
 
 
 # --- people and other systems -----------------------------------------------------------------------------
@@ -371,6 +460,62 @@ async def test_on_a_thread_it_goes_on_with_the_conversation_and_appends_to_it(ur
     assert [message["role"] for message in model.requests[2].messages] == ["system", *roles[:-1]]
 
 
+async def test_after_a_run_was_stopped_in_a_turn_the_next_on_its_thread_knows_what_was_begun(
+    url: str,
+) -> None:
+    @tool(external=True)
+    async def sign(name: str) -> str:
+        raise AssertionError
+
+    asked = calls(("pay", {"amount": 3}), ("sign", {"name": "Kim"}))
+    model = Scripted([asked, "I paid; whether Kim signed I do not know."])
+    async with app_with(url, model) as app:
+        thread, work = app.thread(), agent_job(tools=[pay, sign])
+        handle = await app.submit(work(task="Pay, and have it signed."), thread=thread)
+        await until(lambda: _paid_and_waiting(app, handle.id))
+        await handle.cancel()
+        with pytest.raises(RunCancelled):
+            await handle.result(timeout=20)
+        second = await app.submit(work(task="Go on."), thread=thread)
+        assert await second.result(timeout=20) == "I paid; whether Kim signed I do not know."
+    sent = model.requests[1].messages
+    assert [message["role"] for message in sent] == ["system", "user", "assistant", "tool", "tool", "user"]
+    assert [call["id"] for call in sent[2]["tool_calls"]] == [each["tool_call_id"] for each in sent[3:5]]
+    assert told(model.requests[1])[-3:] == ["paid 3", UNANSWERED, "Go on."]
+
+
+async def _paid_and_waiting(app: Dayjob, run: str) -> bool:
+    paid = [step for step in await app.steps(run) if step.key == "turn/act/0"]
+    return bool(paid and await app.actions(run))
+
+
+async def test_what_was_heard_is_on_the_thread_even_if_no_turn_came_of_it(url: str) -> None:
+    async with app_with(url, Scripted(["never"])) as app:
+        thread = app.thread()
+        handle = await app.submit(agent_job()(), thread=thread, delay=0.2, limits=Limits(tokens=1))
+        await app.send(handle.id, "message", "It is in the shed.")
+        with pytest.raises(RunIncomplete):
+            await handle.result(timeout=20)
+        assert [message["content"] for message in await thread.messages()] == [
+            "Find the key.",
+            "It is in the shed.",
+        ]
+
+
+async def test_a_message_that_comes_while_the_answer_is_judged_is_answered(url: str) -> None:
+    app = app_with(url, None)
+
+    async def judged(run: Run, text: str) -> bool:
+        if text == "Found.":
+            await app.send(run.id, "message", "And thank you.")
+        return True
+
+    app._model = Scripted(lambda request: "You are welcome." if len(request.messages) > 2 else "Found.")
+    async with app:
+        handle = await app.submit(agent_job(done=judged)())
+        assert await handle.result(timeout=20) == "You are welcome."
+
+
 async def test_a_message_that_is_no_text_is_heard_as_json(url: str) -> None:
     model = Scripted(lambda request: "Hm." if len(request.messages) < 4 else "Forty-two.")
 
@@ -426,6 +571,33 @@ async def test_what_is_left_out_is_summed_up_by_a_step(url: str) -> None:
     assert result == "Found."
     assert [key for key in keys if "summarise" in key]
     assert "Nothing in the first places." in told(model.requests[-1])[2]
+
+
+@pytest.mark.parametrize(
+    ("seen", "summary"), [("nothing but dust", "blah " * 2_000), ("空の部屋" * 12, "空の部屋"), ("hm", "")]
+)
+async def test_summaries_and_what_they_are_made_of_fit_the_window_too(
+    url: str, seen: str, summary: str
+) -> None:
+    @tool(effect="read")
+    async def enter(room: int) -> str:
+        return seen
+
+    def reply(request: ModelRequest) -> ModelReply:
+        counted = Usage(tokens_in(request.messages), 5)
+        if SUMMARISE in str(request.messages[0]["content"]):
+            return ModelReply(summary, usage=counted)
+        number = len(turns)
+        turns.append(number)
+        call = ToolCall(str(number), "enter", f'{{"room": {number}}}')
+        return ModelReply("", (call,), counted) if number < 40 else ModelReply("Nothing.", usage=counted)
+
+    turns: list[int] = []
+    model = Scripted(reply)
+    assert (await ends(url, model, tools=[enter], max_steps=50, context=summarise(400)))[0] == "Nothing."
+    assert max(tokens_in(request.messages) for request in model.requests) <= 400
+    asked = [request for request in model.requests if SUMMARISE in str(request.messages[0]["content"])]
+    assert 0 < len(asked) < 30
 
 
 async def test_the_prefix_that_is_sent_stays_the_same_from_turn_to_turn(url: str) -> None:
@@ -537,6 +709,42 @@ async def test_a_thread_is_the_same_wherever_the_run_was_cut_off(lab: CrashLab) 
     assert write > 15
 
 
+async def test_a_call_of_the_client_beside_one_of_ours_is_answered_once_whatever_dies(lab: CrashLab) -> None:
+    @tool(external=True)
+    async def sign(name: str) -> str:
+        raise AssertionError
+
+    asked = calls(("pay", {"amount": 3}), ("sign", {"name": "Kim"}), ("look", {"place": "hall"}))
+
+    def reply(request: ModelRequest) -> Any:
+        return asked if len(request.messages) == 2 else f"Done: {sorted(told(request)[-3:])}"
+
+    async def outside(app: Dayjob, run: str) -> bool:
+        actions = await app.actions(run)
+        for action in actions:
+            happened = {"result": "paid 3"} if executed["pay 3"] else False
+            await app.answer(run, action.id, "signed" if action.kind == "tool" else happened)
+        return bool(actions)
+
+    async with Dayjob(lab.store, worker=False) as app:
+        write, ended = 0, None
+        while ended is None or ended.death is not None:
+            write += 1
+            executed.clear()
+            ended = await lab.run(
+                agent_job(tools=[pay, sign, look])(), death=Death(write, [*Moment][write % 3]), model=Scripted(reply),
+                outside=outside, thread=f"thread {write}",
+            )  # fmt: skip
+            assert ended.output == "Done: ['in hall: a key', 'paid 3', 'signed']", ended.run.reason
+            assert executed["pay 3"] == 1, ended.death
+            said = [
+                orjson.loads(message) for _, _, message in await app.store.thread_messages(f"thread {write}")
+            ]
+            assert [message["role"] for message in said] == ["user", "assistant", *["tool"] * 3, "assistant"]
+            assert len({message["tool_call_id"] for message in said if message["role"] == "tool"}) == 3
+    assert write > 15
+
+
 @pytest.mark.parametrize("write", range(3, 24, 4))
 async def test_newer_code_takes_up_the_turns_that_are_done(lab: CrashLab, write: int) -> None:
     asked: list[str] = []
@@ -558,6 +766,24 @@ async def test_newer_code_takes_up_the_turns_that_are_done(lab: CrashLab, write:
     assert ended.output == "Found."
     rows = [{step.key for step in steps if step.kind == Kind.MODEL} for steps in (ended.steps, ended.durable)]
     assert len(asked) == len(rows[0]) - len(rows[1])
+
+
+async def test_changed_instructions_are_followed_without_asking_where_nothing_is_at_stake(
+    lab: CrashLab,
+) -> None:
+    def reply(request: ModelRequest) -> Any:
+        number = sum(message["role"] == "tool" for message in request.messages)
+        return calls(("look", {"place": str(number)})) if number < 3 else f"Found by {told(request)[0]}."
+
+    def version(name: str) -> Job:
+        async def work(run: Run) -> str:
+            return await agent(run, name, "Find the key.", TOOLS)
+
+        return Job(work, "work", name)
+
+    ended = await lab.run(version("v1")(), death=Death(24), then=[version("v2")], model=Scripted(reply))
+    assert ended.death is not None
+    assert ended.output == "Found by v2."
 
 
 async def test_a_cancelled_agent_closes_its_calls_and_is_over(url: str) -> None:

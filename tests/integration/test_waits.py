@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from dayjob import Dayjob, InputError, Run, RunCancelled, RunExpired, RunFailed,
 from dayjob.errors import ThreadBusy, UnknownAction, WrongStatus
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.stores import Entry
+from dayjob.stores.sqlite_reads import load
 from dayjob.testing import Clock, CrashLab, Death, Moment, MortalStore, Scripted
 from tests.ledger import after_death, everywhere, executed, fail, work
 from tests.office import PatientOffice
@@ -631,3 +636,24 @@ async def test_an_answer_after_the_deadline_is_refused(office: PatientOffice) ->
     await office.pass_time(0)
     with pytest.raises(RunExpired):
         await handle.result(20)
+
+
+async def test_to_hear_what_was_sent_takes_the_same_work_however_long_the_journal_is(
+    url: str, path: Path
+) -> None:
+    @job
+    async def steps(run: Run, count: int) -> None:
+        for number in range(count):
+            await run.step(work, str(number))
+
+    efforts = []
+    async with Dayjob(f"{url}?synchronous=off", jobs=[steps]) as app:
+        for length in (10, 400):
+            handle = await app.submit(steps(count=length))
+            await handle.result(timeout=20)
+            record, effort = await app.get(handle.id), count()
+            with closing(sqlite3.connect(path)) as connection:
+                connection.set_progress_handler(lambda effort=effort: next(effort) < 0, 1)
+                assert load(connection, record.home, record.id, record.epoch)
+            efforts.append(next(effort))
+    assert efforts[0] == efforts[1]

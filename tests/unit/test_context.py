@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dayjob.context import LEFT_OUT, View, auto, head_of, last_messages, summarise, tokens_in
+from dayjob.context import (
+    LEFT_OUT,
+    UNANSWERED,
+    Policy,
+    View,
+    auto,
+    head_of,
+    last_messages,
+    summarise,
+    tokens_in,
+)
 from dayjob.errors import InputError, WindowTooSmall
 from dayjob.models import Message
 
@@ -56,10 +66,19 @@ def test_the_newest_stay() -> None:
     assert tokens_in(sent) <= 200
 
 
+def test_a_long_conversation_is_not_looked_through_again_for_every_cut() -> None:
+    looked: list[int] = []
+    messages = [SYSTEM, TASK, *looks(2_000)]
+    policy = auto(5_000)
+    counting = Policy(lambda messages, view: looked.append(view.start) or policy.fill(messages, view))
+    assert counting.fit(messages, View()) == policy.fit(messages, View())
+    assert len(looked) < 20
+
+
 def test_the_task_of_a_long_thread_stays() -> None:
     messages = [SYSTEM, says("Hello.", "user"), *looks(3), TASK, *looks(5)]
     sent = View(start=13, task=8).of(messages)
-    assert sent[:2] == messages[:2] and sent[3] == TASK
+    assert sent[0] == SYSTEM and sent[2] == TASK and messages[1] not in sent
     assert View(start=4, task=8).of(messages).count(TASK) == 1
     assert View(start=4, task=1).of(messages)[3:] == messages[4:]
 
@@ -82,6 +101,19 @@ def test_the_parts_to_sum_up_are_what_is_newly_left_out() -> None:
     assert list(auto(100).parts(messages, before, after)) == []
 
 
+@pytest.mark.parametrize(
+    "text", ["word " * 500, "日本語" * 500, "слово " * 500, "word " * 400 + "日本語" * 100]
+)
+def test_a_part_to_sum_up_and_its_summary_leave_room_in_the_window(text: str) -> None:
+    messages, policy = [SYSTEM, TASK, *[says(text)] * 3, says("well")], summarise(400)
+    view = policy.fit(messages, View())
+    parts = list(policy.parts(messages, View(), view))
+    assert "".join(parts).count(text) == 3
+    sizes = [tokens_in([says(part)]) for part in [*parts, policy.shortened(text, view)]]
+    assert max(sizes[:-1]) <= 204 and sizes[-1] <= 104
+    assert max(tokens_in([says(part)]) for part in policy.parts(messages, View(), View(5, scale=2))) <= 104
+
+
 def test_the_start_moves_in_blocks_so_that_the_prefix_stays() -> None:
     messages, view, sent = [SYSTEM, TASK], View(), []
     for n in range(100):
@@ -100,9 +132,25 @@ def test_a_window_too_small_for_one_message_is_a_named_error(policy: Any) -> Non
         policy.fit(messages, View())
 
 
-def test_calls_without_all_their_results_are_not_sent_nor_results_without_their_call() -> None:
-    messages = [SYSTEM, TASK, asks("1", "2"), result("1"), says("go on", "user"), result("9"), says("well")]
-    assert View().of(messages) == [SYSTEM, TASK, says("go on", "user"), says("well")]
+def test_a_call_without_a_result_is_answered_by_that_and_a_result_without_its_call_is_not_sent() -> None:
+    messages = [
+        SYSTEM,
+        TASK,
+        asks("1", "2"),
+        result("1"),
+        says("go on", "user"),
+        result("9"),
+        says("", "tool"),
+        says("well"),
+    ]
+    answered = [asks("1", "2"), result("1"), result("2", UNANSWERED)]
+    assert View().of(messages) == [SYSTEM, TASK, *answered, says("go on", "user"), says("well")]
+
+
+def test_results_in_another_order_or_after_what_a_person_said_follow_their_calls() -> None:
+    messages = [SYSTEM, TASK, asks("1", "2"), result("2", "b"), says("go on", "user"), result("1", "a")]
+    shown = [asks("1", "2"), result("1", "a"), result("2", "b"), says("go on", "user")]
+    assert View().of(messages) == [SYSTEM, TASK, *shown]
 
 
 def test_calls_that_share_an_id_keep_their_results() -> None:

@@ -389,7 +389,9 @@ def load(connection: sqlite3.Connection, home: str, run: str, epoch: int) -> Loa
     if row is None:
         return None
     answered = connection.execute(
-        f"SELECT {STEP_FIELDS} FROM steps WHERE home = ? AND run = ? AND outcome IS NULL AND answer IS NOT NULL",
+        # Without the hint SQLite takes the primary key, and reads the whole journal to find what is open.
+        f"SELECT {STEP_FIELDS} FROM steps INDEXED BY steps_open "
+        "WHERE home = ? AND run = ? AND outcome IS NULL AND answer IS NOT NULL",
         (home, run),
     )
     inbox = connection.execute(
