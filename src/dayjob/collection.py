@@ -60,7 +60,7 @@ class Collection(Join):
         quorum: int | None,
         after: Callable[[Any, Ok | Err], Any] | None,
     ) -> None:
-        labels = [label_of(item) if label_of else str(index) for index, item in enumerate(items)]
+        labels = [str(label_of(item)) if label_of else str(index) for index, item in enumerate(items)]
         if len(set(labels)) < len(labels):
             twice = next(label for label in labels if labels.count(label) > 1)
             raise InputError(f"collect {name!r}: key {twice!r} stands for more than one item")

@@ -61,6 +61,17 @@ async def test_a_crash_changes_nothing_of_what_was_added(lab: CrashLab) -> None:
     await done_once(lab, request, await lab.run(request))
 
 
+async def test_keys_need_not_be_text(lab: CrashLab) -> None:
+    @job
+    async def numbered(run: Run) -> list:
+        outcomes = await run.collect(halve, [3], key=lambda size: size, limit=1)
+        return [one.item for one in outcomes]
+
+    ended = await lab.run(numbered())
+    assert ended.output == [3, 1, 2], ended.run.reason
+    assert "collect/3" in {step.key for step in ended.steps}
+
+
 @job
 async def votes(run: Run) -> list:
     async def vote(inside: Run, number: int) -> str:
