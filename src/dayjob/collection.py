@@ -103,7 +103,8 @@ class Collection(Join):
             if row.kind == Kind.NOTE and row.name == MORE:
                 told = orjson.loads(row.value or b"{}")
                 if kept is None or told["label"] in kept:
-                    self._add(told["label"], tuple(told["place"]), told["item"])
+                    item = decode(orjson.dumps(told["item"]), self.item_type)
+                    self._add(told["label"], tuple(told["place"]), item)
 
     # --- more branches ---------------------------------------------------------------------------
 
@@ -115,10 +116,11 @@ class Collection(Join):
         journal = self.run.journal
         await run.begin(MORE)
         try:
-            data = orjson.loads(run.encode(MORE, item, self.item_type))
+            data = run.encode(MORE, item, self.item_type)
+            item = decode(data, self.item_type)
             label, place = self._next_to(parent, item)
             key = f"{self.key}/{escape(label)}#{MORE}"
-            value = orjson.dumps({"label": label, "place": place, "item": data})
+            value = orjson.dumps({"label": label, "place": place, "item": orjson.loads(data)})
             row = journal.find(self.place, key, MORE, Kind.NOTE, digest(value))
             if row is None:
                 if doomed := journal.doomed(run.scope):
@@ -131,7 +133,7 @@ class Collection(Join):
                 )
                 journal.put((note,))
             if label not in {branch.label for branch in self.branches}:
-                self.waiting.append(self._add(label, place, data))
+                self.waiting.append(self._add(label, place, item))
                 self._start_more()
         finally:
             run.scope.current = None
@@ -151,8 +153,7 @@ class Collection(Join):
             raise InputError(f"collect {self.name!r}: key {label!r} stands for more than one item")
         return label, place
 
-    def _add(self, label: str, place: tuple[int, ...], data: Any) -> Branch:
-        item = decode(orjson.dumps(data), self.item_type)
+    def _add(self, label: str, place: tuple[int, ...], item: Any) -> Branch:
         branch = Branch(len(self.branches), label, _on(self.fn, item), item, shape_of(self.fn).returns)
         branch.place = place
         self.branches.append(branch)

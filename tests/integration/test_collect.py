@@ -73,6 +73,26 @@ async def test_keys_need_not_be_text(lab: CrashLab) -> None:
 
 
 @job
+async def adds_what_does_not_fit(run: Run) -> list:
+    async def branch(inside: Run, size: int) -> int:
+        if size == 1:
+            await inside.step(work, "before")
+            await inside.more("another")
+        return size
+
+    outcomes = await run.collect(branch, [1, 2])
+    await run.step(work, "end")
+    return told(outcomes)
+
+
+async def test_an_item_of_the_wrong_type_fails_who_added_it_whatever_dies(lab: CrashLab) -> None:
+    request = adds_what_does_not_fit()
+    calm = await lab.run(request)
+    assert calm.output == ["InvalidResult", 2]
+    await done_once(lab, request, calm)
+
+
+@job
 async def votes(run: Run) -> list:
     async def vote(inside: Run, number: int) -> str:
         for _ in range(number):
