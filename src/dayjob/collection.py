@@ -127,11 +127,12 @@ class Collection(Join):
                     await run.diverge(doomed)
                 await run.live()
                 self.place.live = True
+            if row is None or row.version != journal.version:  # once its adder is done, only this version's counts
                 now = journal.clock()
                 note = journal.row(
                     self.key, key, MORE, Kind.NOTE, Outcome.VALUE, now, digest(value), value=value
                 )
-                journal.put((note,))
+                journal.put((note,), supersede=[(row.key, row.attempt)] if row is not None else [])
             if label not in {branch.label for branch in self.branches}:
                 self.waiting.append(self._add(label, place, item))
                 self._start_more()

@@ -9,6 +9,7 @@ import pytest
 
 from dayjob import Dayjob, Limits, Run, StepError, job
 from dayjob.collection import Err, Ok
+from dayjob.jobs import Job
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import CrashLab, Death
 from tests.ledger import everywhere, executed, fail, work
@@ -252,3 +253,27 @@ async def test_newer_code_that_does_the_same_reuses_all_of_it(lab: CrashLab, old
         assert done <= now, crashed.death
         calls = [step.key for step in crashed.steps if step.kind == Kind.CALL]
         assert len(set(calls)) == len(calls), crashed.death
+
+
+def growing(version: str) -> Job:
+    async def grows_once(run: Run) -> list:
+        async def branch(inside: Run, n: int) -> int:
+            await inside.step(work, f"begin {n}")
+            if n == 0:
+                await inside.more(2)
+                await inside.step(work, f"{version} of {n}")
+            for each in range(5 * n):
+                await inside.step(work, f"go on {each}")
+            return n
+
+        return told(await run.collect(branch, [0, 1]))
+
+    return Job(grows_once, "grows_once", version)
+
+
+async def test_what_was_added_outlives_a_change_of_the_code_and_the_next_crash(lab: CrashLab) -> None:
+    old, new = growing("v1"), growing("v2")
+    for first in range(4, 8):
+        for second in range(3, 8):
+            deaths = (Death(first), Death(second))
+            assert (await lab.run(old(), death=deaths, then=[new])).output == [0, 1, 2], deaths
