@@ -278,7 +278,7 @@ class Collection(Join):
 
 
 def _order(branch: Branch) -> int:
-    row = branch.recorded or branch.row
+    row = branch.row or branch.recorded
     return (row.seq if row is not None else 0) or 0
 
 

@@ -277,3 +277,27 @@ async def test_what_was_added_outlives_a_change_of_the_code_and_the_next_crash(l
         for second in range(3, 8):
             deaths = (Death(first), Death(second))
             assert (await lab.run(old(), death=deaths, then=[new])).output == [0, 1, 2], deaths
+
+
+def heard_in_turn(version: str) -> Job:
+    async def hears(run: Run) -> None:
+        async def branch(inside: Run, n: int) -> None:
+            await inside.step(work, f"begin {n}")
+            if n == 0 and version == "v2":
+                await inside.step(work, "what is new")
+
+        async def after(inside: Run, outcome: Ok | Err) -> None:
+            for each in range(3):
+                await inside.step(work, f"after {outcome.item}: {each}")
+
+        await run.collect(branch, [0, 1], after=after)
+
+    return Job(hears, "hears", version)
+
+
+async def test_newer_code_hears_in_the_same_order_after_the_next_crash(lab: CrashLab) -> None:
+    old, new = heard_in_turn("v1"), heard_in_turn("v2")
+    for first in range(6, 9):
+        for second in range(3, 9):
+            ended = await lab.run(old(), death=(Death(first), Death(second)), then=[new])
+            assert not ended.warnings, (first, second, ended.warnings)
