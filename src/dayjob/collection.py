@@ -74,6 +74,8 @@ class Collection(Join):
         self.after = after
         self.labels = labels
         self.succeeded: list[str] = []
+        self.decisive: set[str] = set()
+        self.by_label = {branch.label: branch for branch in self.branches}
         self.unheard: list[Branch] = []
         self.hearing: asyncio.Task[None] | None = None
         self.added_after = 0
@@ -85,9 +87,10 @@ class Collection(Join):
     def _fingerprint(self) -> bytes:
         return digest(canonical([MORE, self.quorum, self.labels]))
 
-    def _decisive(self, recorded: StepRecord | None) -> list[Branch]:
+    def _decisive(self, recorded: StepRecord | None) -> set[Branch]:
         decision = orjson.loads(recorded.value or b"{}") if recorded is not None else {}
-        return [branch for branch in self.branches if branch.label in decision.get("succeeded", ())]
+        self.decisive = set(decision.get("succeeded", ()))
+        return {branch for branch in self.branches if branch.label in self.decisive}
 
     def _look_up_all(self) -> None:
         super()._look_up_all()
@@ -133,8 +136,9 @@ class Collection(Join):
                     self.key, key, MORE, Kind.NOTE, Outcome.VALUE, now, digest(value), value=value
                 )
                 journal.put((note,), supersede=[(row.key, row.attempt)] if row is not None else [])
-            if label not in {branch.label for branch in self.branches}:
-                self.waiting.append(self._add(label, place, item))
+            if label not in self.by_label:
+                begins = not self.decisive or label in self.decisive
+                (self.waiting if begins else self.rest).append(self._add(label, place, item))
                 self._start_more()
         finally:
             run.scope.current = None
@@ -150,7 +154,8 @@ class Collection(Join):
         if self.label_of is None:
             return f"{parent.label if parent else ''}+{place[-1]}", place
         label = str(self.label_of(item))
-        if any(branch.label == label and branch.place != place for branch in self.branches):
+        known = self.by_label.get(label)
+        if known is not None and known.place != place:
             raise InputError(f"collect {self.name!r}: key {label!r} stands for more than one item")
         return label, place
 
@@ -158,6 +163,7 @@ class Collection(Join):
         branch = Branch(len(self.branches), label, _on(self.fn, item), item, shape_of(self.fn).returns)
         branch.place = place
         self.branches.append(branch)
+        self.by_label[label] = branch
         self._look_up(branch)
         return branch
 

@@ -12,7 +12,7 @@ from dayjob.collection import Err, Ok
 from dayjob.jobs import Job
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import CrashLab, Death
-from tests.ledger import everywhere, executed, fail, work
+from tests.ledger import after_death, everywhere, executed, fail, work
 from tests.until import until
 
 
@@ -301,3 +301,31 @@ async def test_newer_code_hears_in_the_same_order_after_the_next_crash(lab: Cras
         for second in range(3, 9):
             ended = await lab.run(old(), death=(Death(first), Death(second)), then=[new])
             assert not ended.warnings, (first, second, ended.warnings)
+
+
+def outvoted(version: str) -> Job:
+    async def outvotes(run: Run) -> None:
+        async def branch(inside: Run, name: str) -> None:
+            if name == "loser":
+                for each in range(99):
+                    await inside.step(work, f"{name} {each}")
+            await inside.more("loser")
+            await inside.gather(*[lambda deep: deep.step(work, name)] * 3)
+
+        await run.collect(branch, ["winner"], quorum=1)
+        await run.step(work, "once")
+        await run.step(work, "end", version)
+
+    return Job(outvotes, "outvotes", version)
+
+
+async def test_newer_code_does_not_begin_again_with_an_added_branch_that_had_lost(lab: CrashLab) -> None:
+    old, new = outvoted("v1"), outvoted("v2")
+    last = (await lab.run(old())).writes
+    for write in range(last - 2, last):
+        ended, again = await after_death(lab, old(), Death(write), then=[new])
+        done = {step.name for step in ended.durable if step.kind == Kind.JOIN}
+        assert "collect" in done, "the test has to kill later"
+        assert set(again) <= {"once", "end"}, (write, again)
+        once = [step for step in ended.steps if step.key == "work"]
+        assert [step.outcome for step in once] == [Outcome.VALUE], write
