@@ -9,6 +9,7 @@ journal's, so it is the same on replay.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -76,7 +77,9 @@ class Collection(Join):
         self.succeeded: list[str] = []
         self.decisive: set[str] = set()
         self.by_label = {branch.label: branch for branch in self.branches}
-        self.unheard: list[Branch] = []
+        self.walked: set[Branch] = set()
+        self.unheard: list[tuple[int, Branch]] = []
+        """A heap, by the order of the journal: of no two branches the rows have the same place in it."""
         self.hearing: asyncio.Task[None] | None = None
         self.added_after = 0
         self.after_scope: Scope | None = None
@@ -91,6 +94,11 @@ class Collection(Join):
         decision = orjson.loads(recorded.value or b"{}") if recorded is not None else {}
         self.decisive = set(decision.get("succeeded", ()))
         return {branch for branch in self.branches if branch.label in self.decisive}
+
+    def _look_up(self, branch: Branch) -> None:
+        super()._look_up(branch)
+        if branch.recorded is not None and branch.row is None:
+            self.walked.add(branch)
 
     def _look_up_all(self) -> None:
         super()._look_up_all()
@@ -182,15 +190,16 @@ class Collection(Join):
 
     def _next(self) -> Branch | None:
         """The next in the order of the journal; one that is walked again is waited for."""
-        first = min(self.unheard, key=_order, default=None)
-        walked = (b for b in self.branches if b.row is None and b.recorded is not None)
-        return None if first is None or any(_order(b) < _order(first) for b in walked) else first
+        if not self.unheard:
+            return None
+        order, branch = self.unheard[0]
+        return None if any(_order(walked) < order for walked in self.walked) else branch
 
     async def _hear(self, after: Callable[[Any, Ok | Err], Any], scope: Scope) -> None:
         inside, keeper = self.run.inside(scope), self.run.keeper
         error: StepError | None = None
         while error is None and (branch := self._next()) is not None:
-            self.unheard.remove(branch)
+            heapq.heappop(self.unheard)
             try:
                 await awaited(after(inside, self._outcome(branch)))
             except asyncio.CancelledError:
@@ -229,10 +238,11 @@ class Collection(Join):
     def _weigh(self, branch: Branch) -> None:
         if self.decision is not None or branch.row is None:
             return
+        self.walked.discard(branch)
         if branch.row.outcome == Outcome.VALUE:
             self.succeeded.append(branch.label)
         if self.after is not None:
-            self.unheard.append(branch)
+            heapq.heappush(self.unheard, (_order(branch), branch))
             self._hear_out()
         elif len(self.succeeded) == self.quorum:
             self._decide(self._with_added({"succeeded": self.succeeded}))

@@ -163,6 +163,24 @@ async def test_the_order_of_what_comes_after_stands_whatever_dies(lab: CrashLab)
 
 
 @job
+async def many(run: Run, items: int) -> int:
+    heard: list[int] = []
+
+    async def branch(inside: Run, n: int) -> int:
+        return n
+
+    async def after(inside: Run, outcome: Ok | Err) -> None:
+        heard.append(outcome.item)
+
+    await run.collect(branch, range(items), after=after)
+    return len(heard)
+
+
+async def test_ten_thousand_items_end_while_somebody_waits(lab: CrashLab) -> None:
+    assert (await lab.run(many(items=10_000))).output == 10_000
+
+
+@job
 async def gives_up(run: Run) -> str:
     async def after(inside: Run, outcome: Ok | Err) -> None:
         raise ValueError("enough")
