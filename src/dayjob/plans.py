@@ -114,9 +114,9 @@ class Board:
         return self._stalls(self.tasks)
 
     def edited(self, edits: Iterable[Edit]) -> list[Task]:
-        """The plan with these edits. Raises InputError if it is not valid, or if a stalled plan still is."""
+        """The plan with these edits. Raises InputError if it is not valid, or stalled."""
         tasks = edited(self.tasks, edits, self.begun, self.workers, self.most)
-        if self.is_stalled and self._stalls(tasks):
+        if self._stalls(tasks):
             raise InputError(STALLED)
         return tasks
 

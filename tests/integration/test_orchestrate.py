@@ -146,6 +146,14 @@ async def test_a_stalled_plan_is_edited_or_else_has_a_reason(lab: CrashLab) -> N
     assert stuck.output == {"a": "It failed: ValueError: no a", "b": "b() done"}
 
 
+async def test_an_edit_that_stalls_the_plan_goes_back_to_the_model(lab: CrashLab) -> None:
+    plan = [task("a", worker="break"), task("b"), task("c", "b"), task("d", "c")]
+    model = planner(plan, {"c": [{"edit": "reorder", "id": "d", "needs": ["a"]}]})
+    ended = await lab.run(answers(), model=model)
+    assert ended.error == "InvalidPlan", ended.output
+    assert "No task can begin" in (ended.run.reason or "")
+
+
 async def test_when_all_tasks_fail_it_says_so(lab: CrashLab) -> None:
     ended = await lab.run(answers(), model=planner([task("a", worker="break")]))
     assert ended.error == "NothingDone"
