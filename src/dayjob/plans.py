@@ -57,6 +57,9 @@ class Drop:
     id: str
     edit: Literal["drop"] = "drop"
 
+    # what says more than an id is some other edit that went wrong: it must not cost the task
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
 
 @dataclass(frozen=True)
 class Reassign:
@@ -182,6 +185,8 @@ def edited(
                 plan[at] = replace(task, worker=edit.worker)
             case Reorder():
                 plan[at] = replace(task, needs=edit.needs)
+            case Split(into=[]):
+                raise InputError(f"split {edit.id!r}: into no task; if it is not needed, drop it")
             case Split():
                 plan[at : at + 1] = edit.into
                 plan = [_needing(other, task.id, edit.into) for other in plan]

@@ -59,6 +59,7 @@ def test_what_needed_a_split_task_needs_all_its_parts() -> None:
     [
         (Drop("a"), "drop 'a': the task has begun or is finished"),
         (Split("a", []), "split 'a': the task has begun"),
+        (Split("b", []), "split 'b': into no task"),
         (Drop("x"), "drop 'x': no such task"),
         (Drop("b"), "'c' needs 'b', which is not in the plan"),
         (Reorder("b", ["c"]), "cycle: "),
@@ -99,3 +100,8 @@ def test_an_edit_is_read_back_from_what_a_model_says(edit: Edit) -> None:
     assert convert([said], list[Edit]) == [edit]
     del said["edit"]
     assert convert([said], list[Edit]) == [edit]
+
+
+def test_an_edit_that_is_not_understood_drops_no_task() -> None:
+    with pytest.raises(InputError, match="goal: Unexpected"):
+        convert([{"id": "a", "goal": "something else"}], list[Edit])
