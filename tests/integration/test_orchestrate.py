@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -14,6 +14,7 @@ from dayjob import Dayjob, Limits, Run, StepError, job
 from dayjob.jobs import Job
 from dayjob.models import ModelRequest
 from dayjob.patterns import Assignment, orchestrate
+from dayjob.plans import Task
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import CrashLab, Death, Moment, Scripted
 from tests.ledger import after_death, everywhere, executed, work
@@ -235,6 +236,23 @@ async def test_a_crash_anywhere_changes_nothing(lab: CrashLab) -> None:
         assert crashed.status == Status.COMPLETED, (crashed.death, crashed.run.reason)
         assert sorted(crashed.output.split("\n\n")) == sorted(calm.output.split("\n\n"))
         assert not crashed.warnings, (crashed.death, crashed.warnings)
+
+
+async def test_whether_a_plan_needs_approval_is_found_out_once(lab: CrashLab) -> None:
+    seen: list[list[str]] = []
+
+    def is_long(plan: Sequence[Task]) -> bool:
+        seen.append([task.id for task in plan])
+        return len(seen) > 1  # as by a setting that is changed meanwhile
+
+    @job
+    async def asks_if_long(run: Run) -> str:
+        return await orchestrate(run, "x", {"read": read}, approve=is_long, replan=False)
+
+    ended = await lab.run(asks_if_long(), model=planner([task("a")]), death=Death(8))
+    assert ended.death is not None
+    assert ended.output == "a: a() done"
+    assert seen == [["a"]]
 
 
 HARD = [task("a", worker="break"), task("b"), task("c", "a"), task("d", "b")]
