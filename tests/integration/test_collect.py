@@ -257,6 +257,23 @@ async def test_more_outside_a_collection_is_refused(lab: CrashLab) -> None:
     assert "only a branch of run.collect" in (ended.run.reason or "")
 
 
+@job
+async def adds_from_inside(run: Run) -> list:
+    async def inner(deep: Run) -> None:
+        await deep.more(1)
+
+    async def branch(inside: Run, how: str) -> None:
+        await (inside.step(inner) if how == "step" else inside.gather(inner))
+
+    outcomes = await run.collect(branch, ["step", "gather"])
+    return [str(one.error) for one in outcomes if isinstance(one, Err)]
+
+
+async def test_more_in_a_scope_inside_a_branch_is_refused(lab: CrashLab) -> None:
+    ended = await lab.run(adds_from_inside())
+    assert ["not a scope inside it" in told for told in ended.output] == [True, True]
+
+
 @pytest.mark.parametrize("old", [grows, one_leads_to_another, votes], ids=lambda job: job.name)
 async def test_newer_code_that_does_the_same_reuses_all_of_it(lab: CrashLab, old: Any) -> None:
     first, second = (job(name=old.name, version=version)(old.fn) for version in ("1", "2"))
