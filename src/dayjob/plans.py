@@ -29,7 +29,9 @@ class Task:
 
 @lru_cache(maxsize=128)
 def plan_for(workers: tuple[str, ...]) -> Any:
-    """Tasks whose worker is one of these: what a planning model is asked for."""
+    """Tasks whose worker is one of these: what a planning model is asked for. Raises InputError if there is none."""
+    if not workers:
+        raise InputError("workers: there is nobody to do a task")
     fields, told = [("worker", Literal[workers])], {"__doc__": Task.__doc__}
     task: Any = make_dataclass("Task", fields, bases=(Task,), namespace=told, frozen=True)
     return list[task]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dayjob.errors import InputError
-from dayjob.plans import Add, Drop, Edit, Reassign, Reorder, Split, Task, check, diff, edited, ready
+from dayjob.plans import Add, Drop, Edit, Reassign, Reorder, Split, Task, check, diff, edited, plan_for, ready
 from dayjob.values import convert
 
 WORKERS = ["reader", "writer"]
@@ -36,6 +36,11 @@ def made(*edits: Edit, begun: tuple[str, ...] = ()) -> list[Task]:
 def test_a_plan_that_cannot_be_worked_through_is_refused(tasks: list[Task], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         check(tasks, WORKERS, 4)
+
+
+def test_a_plan_needs_somebody_to_do_it() -> None:
+    with pytest.raises(InputError, match="workers: there is nobody"):
+        plan_for(())
 
 
 def test_edits_make_a_new_plan() -> None:
