@@ -138,7 +138,8 @@ class Collection(Join):
                     await run.diverge(doomed)
                 await run.live()
                 self.place.live = True
-            if row is None or row.version != journal.version:  # once its adder is done, only this version's counts
+            if row is None or row.version != journal.version:
+                # this version's own: nobody asks for another's once the adder is done
                 now = journal.clock()
                 note = journal.row(
                     self.key, key, MORE, Kind.NOTE, Outcome.VALUE, now, digest(value), value=value
