@@ -222,9 +222,9 @@ class Player:
             await inside.step(self.world.work, after, name=after)
             await add(inside, given + 2 * outcome.item + 1)
 
-        outcomes = await run.collect(
-            one, range(min(given, len(programs))), limit=limit, after=after if heard else None, name=label
-        )
+        items = range(min(given, len(programs)))
+        how: Any = {"key": lambda index: f"item {index}/#", "after": after} if heard else {}
+        outcomes = await run.collect(one, items, limit=limit, name=label, **how)
         told = [[one.item, one.value if isinstance(one, Ok) else one.error.type] for one in outcomes]
         return sorted(told, key=lambda one: one[0]) if heard else told
 
