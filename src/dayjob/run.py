@@ -240,9 +240,14 @@ class Run(Steps):
             self.scope.current = None
 
     async def more(self, item: Any) -> None:
-        """Adds an item to the `collect` that this branch, or this `after`, belongs to; it begins at once."""
+        """Adds an item to the `collect` that this branch, or this `after`, belongs to; it begins at once.
+
+        Elsewhere InputError is raised, in a scope inside a branch too: once that is done, nobody walks it again.
+        """
         if self.scope.more is None:
-            raise InputError("more: only a branch of run.collect, or its after=, can add an item to it")
+            raise InputError(
+                "more: only a branch of run.collect itself, or its after=, can add an item, not a scope inside it"
+            )
         await self.scope.more(self, item)
 
     # --- waiting -------------------------------------------------------------------------------
