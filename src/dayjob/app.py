@@ -651,10 +651,11 @@ class Memory:
         _check_text("name", name, needed=True)
         await self._app.store.remember(PROJECT, name, self._app.redact(encode(value)))
 
-    async def all(self) -> dict[str, Any]:
-        return {
-            name: orjson.loads(value) for name, value in (await self._app.store.memories(PROJECT)).items()
-        }
+    async def all(self, prefix: str = "") -> dict[str, Any]:
+        """Values by name: those whose names begin so."""
+        _check_text("prefix", prefix, needed=True)
+        found = await self._app.store.memories(PROJECT, prefix)
+        return {name: orjson.loads(value) for name, value in found.items()}
 
 
 def _check_text(name: str, text: Any, needed: bool = False) -> None:

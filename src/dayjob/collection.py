@@ -9,6 +9,7 @@ journal's, so it is the same on replay.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,7 +61,7 @@ class Collection(Join):
         quorum: int | None,
         after: Callable[[Any, Ok | Err], Any] | None,
     ) -> None:
-        labels = [label_of(item) if label_of else str(index) for index, item in enumerate(items)]
+        labels = [str(label_of(item)) if label_of else str(index) for index, item in enumerate(items)]
         if len(set(labels)) < len(labels):
             twice = next(label for label in labels if labels.count(label) > 1)
             raise InputError(f"collect {name!r}: key {twice!r} stands for more than one item")
@@ -74,7 +75,11 @@ class Collection(Join):
         self.after = after
         self.labels = labels
         self.succeeded: list[str] = []
-        self.unheard: list[Branch] = []
+        self.decisive: set[str] = set()
+        self.by_label = {branch.label: branch for branch in self.branches}
+        self.walked: set[Branch] = set()
+        self.unheard: list[tuple[int, Branch]] = []
+        """A heap, by the order of the journal: of no two branches the rows have the same place in it."""
         self.hearing: asyncio.Task[None] | None = None
         self.added_after = 0
         self.after_scope: Scope | None = None
@@ -85,9 +90,15 @@ class Collection(Join):
     def _fingerprint(self) -> bytes:
         return digest(canonical([MORE, self.quorum, self.labels]))
 
-    def _decisive(self, recorded: StepRecord | None) -> list[Branch]:
+    def _decisive(self, recorded: StepRecord | None) -> set[Branch]:
         decision = orjson.loads(recorded.value or b"{}") if recorded is not None else {}
-        return [branch for branch in self.branches if branch.label in decision.get("succeeded", ())]
+        self.decisive = set(decision.get("succeeded", ()))
+        return {branch for branch in self.branches if branch.label in self.decisive}
+
+    def _look_up(self, branch: Branch) -> None:
+        super()._look_up(branch)
+        if branch.recorded is not None and branch.row is None:
+            self.walked.add(branch)
 
     def _look_up_all(self) -> None:
         super()._look_up_all()
@@ -103,7 +114,8 @@ class Collection(Join):
             if row.kind == Kind.NOTE and row.name == MORE:
                 told = orjson.loads(row.value or b"{}")
                 if kept is None or told["label"] in kept:
-                    self._add(told["label"], tuple(told["place"]), told["item"])
+                    item = decode(orjson.dumps(told["item"]), self.item_type)
+                    self._add(told["label"], tuple(told["place"]), item)
 
     # --- more branches ---------------------------------------------------------------------------
 
@@ -115,23 +127,27 @@ class Collection(Join):
         journal = self.run.journal
         await run.begin(MORE)
         try:
-            data = orjson.loads(run.encode(MORE, item, self.item_type))
+            data = run.encode(MORE, item, self.item_type)
+            item = decode(data, self.item_type)
             label, place = self._next_to(parent, item)
             key = f"{self.key}/{escape(label)}#{MORE}"
-            value = orjson.dumps({"label": label, "place": place, "item": data})
+            value = orjson.dumps({"label": label, "place": place, "item": orjson.loads(data)})
             row = journal.find(self.place, key, MORE, Kind.NOTE, digest(value))
             if row is None:
                 if doomed := journal.doomed(run.scope):
                     await run.diverge(doomed)
                 await run.live()
                 self.place.live = True
+            if row is None or row.version != journal.version:
+                # this version's own: nobody asks for another's once the adder is done
                 now = journal.clock()
                 note = journal.row(
                     self.key, key, MORE, Kind.NOTE, Outcome.VALUE, now, digest(value), value=value
                 )
-                journal.put((note,))
-            if label not in {branch.label for branch in self.branches}:
-                self.waiting.append(self._add(label, place, data))
+                journal.put((note,), supersede=[(row.key, row.attempt)] if row is not None else [])
+            if label not in self.by_label:
+                begins = not self.decisive or label in self.decisive
+                (self.waiting if begins else self.rest).append(self._add(label, place, item))
                 self._start_more()
         finally:
             run.scope.current = None
@@ -147,15 +163,16 @@ class Collection(Join):
         if self.label_of is None:
             return f"{parent.label if parent else ''}+{place[-1]}", place
         label = str(self.label_of(item))
-        if any(branch.label == label and branch.place != place for branch in self.branches):
+        known = self.by_label.get(label)
+        if known is not None and known.place != place:
             raise InputError(f"collect {self.name!r}: key {label!r} stands for more than one item")
         return label, place
 
-    def _add(self, label: str, place: tuple[int, ...], data: Any) -> Branch:
-        item = decode(orjson.dumps(data), self.item_type)
+    def _add(self, label: str, place: tuple[int, ...], item: Any) -> Branch:
         branch = Branch(len(self.branches), label, _on(self.fn, item), item, shape_of(self.fn).returns)
         branch.place = place
         self.branches.append(branch)
+        self.by_label[label] = branch
         self._look_up(branch)
         return branch
 
@@ -174,15 +191,16 @@ class Collection(Join):
 
     def _next(self) -> Branch | None:
         """The next in the order of the journal; one that is walked again is waited for."""
-        first = min(self.unheard, key=_order, default=None)
-        walked = (b for b in self.branches if b.row is None and b.recorded is not None)
-        return None if first is None or any(_order(b) < _order(first) for b in walked) else first
+        if not self.unheard:
+            return None
+        order, branch = self.unheard[0]
+        return None if any(_order(walked) < order for walked in self.walked) else branch
 
     async def _hear(self, after: Callable[[Any, Ok | Err], Any], scope: Scope) -> None:
         inside, keeper = self.run.inside(scope), self.run.keeper
         error: StepError | None = None
         while error is None and (branch := self._next()) is not None:
-            self.unheard.remove(branch)
+            heapq.heappop(self.unheard)
             try:
                 await awaited(after(inside, self._outcome(branch)))
             except asyncio.CancelledError:
@@ -221,10 +239,11 @@ class Collection(Join):
     def _weigh(self, branch: Branch) -> None:
         if self.decision is not None or branch.row is None:
             return
+        self.walked.discard(branch)
         if branch.row.outcome == Outcome.VALUE:
             self.succeeded.append(branch.label)
         if self.after is not None:
-            self.unheard.append(branch)
+            heapq.heappush(self.unheard, (_order(branch), branch))
             self._hear_out()
         elif len(self.succeeded) == self.quorum:
             self._decide(self._with_added({"succeeded": self.succeeded}))
@@ -276,7 +295,7 @@ class Collection(Join):
 
 
 def _order(branch: Branch) -> int:
-    row = branch.recorded or branch.row
+    row = branch.row or branch.recorded
     return (row.seq if row is not None else 0) or 0
 
 

@@ -99,11 +99,11 @@ class Join:
     def _fingerprint(self) -> bytes:
         return digest(canonical([self.race, [branch.label for branch in self.branches]]))
 
-    def _decisive(self, recorded: StepRecord | None) -> list[Branch]:
+    def _decisive(self, recorded: StepRecord | None) -> set[Branch]:
         """Those that decided a recorded join; the others need not be walked unless these no longer do."""
         decision = orjson.loads(recorded.value or b"{}") if recorded is not None else {}
         index = decision.get("winner", decision.get("failed"))
-        return [branch for branch in self.branches if branch.index == index]
+        return {branch for branch in self.branches if branch.index == index}
 
     def _look_up_all(self) -> None:
         for branch in self.branches:
@@ -133,7 +133,7 @@ class Join:
             self._weigh(branch)
         undone = [branch for branch in self.branches if branch.row is None]
         self.waiting = [branch for branch in undone if not decisive or branch in decisive]
-        self.rest = [branch for branch in undone if branch not in self.waiting]
+        self.rest = [branch for branch in undone if decisive and branch not in decisive]
         if self.decision is None and not undone:
             self._weigh_all()
         if self.decision is None:

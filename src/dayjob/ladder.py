@@ -15,6 +15,7 @@ from typing import Any
 
 from dayjob.errors import InputError, StepError
 from dayjob.run import Run
+from dayjob.shapes import shape_of
 from dayjob.values import encode
 
 Step = str | Callable[..., Any]
@@ -57,6 +58,11 @@ class Trouble:
             return Tried(await run.step(self.step, self.input, name=self.name))
         reply = await run.model(self._prompt(), name=self.name, **{**self.options, **options})
         return Tried(reply.text, reply.dollars)
+
+    @property
+    def returns(self) -> Any:
+        """The type of what the step gives."""
+        return str if isinstance(self.step, str) else shape_of(self.step).returns
 
     def prompt_of(self, rung: str) -> str:
         if not isinstance(self.step, str):
@@ -114,18 +120,27 @@ def split(parts: Any = 2) -> Rung:
         if not isinstance(trouble.input, str):
             raise StepError("NoText", f"split: what goes into {trouble.name!r} is no text")
         pieces = pieces_of(trouble.input, parts)
+        if len(pieces) < 2:
+            raise StepError("NoText", f"split: what goes into {trouble.name!r} has no two parts")
         tried = await run.map(partial(_attempt, trouble=trouble), pieces, name=f"{trouble.name} split")
-        return Tried("\n\n".join(str(each.value) for each in tried), _sum(*(each.dollars for each in tried)))
+        texts = [each.value for each in tried]
+        if not all(isinstance(text, str) for text in texts):
+            raise StepError("NoText", f"split: what {trouble.name!r} gives is no text")
+        return Tried("\n\n".join(texts), _sum(*(each.dollars for each in tried)))
 
     return Rung("split", climb)
 
 
 def ask_person(timeout: float | None = None) -> Rung:
-    """A person says what the result should be; no gate looks at it."""
+    """A person says what the result should be, in the type that the step gives; no gate looks at it.
+
+    If nobody has after `timeout` seconds the run expires.
+    """
 
     async def climb(run: Run, trouble: Trouble) -> Tried:
         question = ASK.format(name=trouble.name, reason=trouble.reason)
-        return Tried(await run.ask(question, returns=Any, timeout=timeout, name=f"{trouble.name} asked"), 0.0)
+        name = f"{trouble.name} asked"
+        return Tried(await run.ask(question, returns=trouble.returns, timeout=timeout, name=name), 0.0)
 
     return Rung("ask_person", climb, is_checked=False)
 

@@ -29,7 +29,9 @@ class Task:
 
 @lru_cache(maxsize=128)
 def plan_for(workers: tuple[str, ...]) -> Any:
-    """Tasks whose worker is one of these: what a planning model is asked for."""
+    """Tasks whose worker is one of these: what a planning model is asked for. Raises InputError if there is none."""
+    if not workers:
+        raise InputError("workers: there is nobody to do a task")
     fields, told = [("worker", Literal[workers])], {"__doc__": Task.__doc__}
     task: Any = make_dataclass("Task", fields, bases=(Task,), namespace=told, frozen=True)
     return list[task]
@@ -56,6 +58,9 @@ class Drop:
 
     id: str
     edit: Literal["drop"] = "drop"
+
+    # what says more than an id is some other edit that went wrong: it must not cost the task
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,9 @@ class Board:
         return self._stalls(self.tasks)
 
     def edited(self, edits: Iterable[Edit]) -> list[Task]:
-        """The plan with these edits. Raises InputError if it is not valid, or if a stalled plan still is."""
+        """The plan with these edits. Raises InputError if it is not valid, or stalled."""
         tasks = edited(self.tasks, edits, self.begun, self.workers, self.most)
-        if self.is_stalled and self._stalls(tasks):
+        if self._stalls(tasks):
             raise InputError(STALLED)
         return tasks
 
@@ -182,6 +187,8 @@ def edited(
                 plan[at] = replace(task, worker=edit.worker)
             case Reorder():
                 plan[at] = replace(task, needs=edit.needs)
+            case Split(into=[]):
+                raise InputError(f"split {edit.id!r}: into no task; if it is not needed, drop it")
             case Split():
                 plan[at : at + 1] = edit.into
                 plan = [_needing(other, task.id, edit.into) for other in plan]

@@ -283,7 +283,7 @@ class ModelCall:
 
     def _value(self, reply: ModelReply) -> Any:
         """The answer as `returns=` asks for it. Raises InvalidAnswer, with words for the model."""
-        if self.returns is None or reply.tool_calls:
+        if self.returns is None or (reply.tool_calls and self.tools):
             return None
         text = reply.text.strip()
         if text.startswith(FENCE) and text.endswith(FENCE):

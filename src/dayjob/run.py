@@ -27,7 +27,7 @@ from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord, new_id
 from dayjob.shapes import shape_of
 from dayjob.steps import MISSING, Keeper, Steps, never, patiently
 from dayjob.tools import Deadline, Tool, Undo, as_tool
-from dayjob.values import digest, schema_of, seconds_of, timeout_of
+from dayjob.values import canonical, digest, schema_of, seconds_of, timeout_of
 
 PROGRESS_SECONDS = 0.25
 _CHILD_ERRORS = {
@@ -243,9 +243,14 @@ class Run(Steps):
             self.scope.current = None
 
     async def more(self, item: Any) -> None:
-        """Adds an item to the `collect` that this branch, or this `after`, belongs to; it begins at once."""
+        """Adds an item to the `collect` that this branch, or this `after`, belongs to; it begins at once.
+
+        Elsewhere InputError is raised, in a scope inside a branch too: once that is done, nobody walks it again.
+        """
         if self.scope.more is None:
-            raise InputError("more: only a branch of run.collect, or its after=, can add an item to it")
+            raise InputError(
+                "more: only a branch of run.collect itself, or its after=, can add an item, not a scope inside it"
+            )
         await self.scope.more(self, item)
 
     # --- waiting -------------------------------------------------------------------------------
@@ -326,7 +331,8 @@ class Run(Steps):
     async def remember(self, name: str, value: Any) -> None:
         """Keeps a value under a name, for this and all later runs of the project."""
         data = self.encode(f"remember {name!r}", value)
-        await self.note_down("remember", {"name": name}, memory=(name, data))
+        fingerprint = digest(canonical(name) + data)
+        await self.note_down("remember", {"name": name}, fingerprint, memory=(name, data))
 
     async def recall(self, name: str, default: Any = None) -> Any:
         """The value remembered under a name, as it was when this step first ran."""
@@ -336,6 +342,19 @@ class Run(Steps):
             return default if data is None else orjson.loads(data)
 
         return await self.value("recall", read, {"name": name})
+
+    async def recall_all(self, prefix: str) -> dict[str, Any]:
+        """The values by name, of all names that begin so, as they were when this step first ran.
+
+        What several runs add to at the same moment is best kept as an entry each, and recalled so.
+        """
+
+        async def read() -> Any:
+            found = await patiently(lambda: self.journal.store.memories(self.keeper.record.project, prefix))
+            return {name: orjson.loads(data) for name, data in found.items()}
+
+        found: dict[str, Any] = await self.value("recall", read, {"prefix": prefix})
+        return found
 
     # --- for people ----------------------------------------------------------------------------
 

@@ -411,11 +411,12 @@ class Steps:
         finally:
             self.scope.current = None
 
-    async def note_down(self, name: str, value: Any, **more: Any) -> None:
+    async def note_down(self, name: str, value: Any, fingerprint: bytes | None = None, **more: Any) -> None:
         key = await self.begin(name)
         try:
             data = self.encode(name, value)
-            row = await self.find(key, name, Kind.NOTE, digest(data))
+            fingerprint = fingerprint or digest(data)
+            row = await self.find(key, name, Kind.NOTE, fingerprint)
             if row is not None:
                 return
             await self.live()
@@ -427,7 +428,7 @@ class Steps:
                 Kind.NOTE,
                 Outcome.VALUE,
                 started,
-                digest(data),
+                fingerprint,
                 value=data,
             )
             if more:
@@ -538,6 +539,10 @@ def _is_at_stake(row: StepRecord) -> bool:
         return row.outcome is None
     if row.kind == Kind.TOOL and row.call_key is not None:
         return is_write(row) and row.outcome in (None, Outcome.VALUE)
+    if row.kind == Kind.TOOL and row.answered_at is None:  # a read: the worker did it, and no client
+        return False
+    if row.kind == Kind.EVENT and row.due == row.started and row.value == b"null":  # nothing had been sent
+        return False
     answered = row.outcome == Outcome.VALUE or (row.outcome is None and row.answer is not None)
     return row.kind in (Kind.ASK, Kind.EVENT, Kind.TOOL) and answered and row.name not in (CHANGED, APPROVE)
 

@@ -1361,10 +1361,19 @@ async def test_memory_is_kept_by_project_and_overwritten(store: Store) -> None:
     assert await store.recall("default", "b") == b"4"
     assert await store.recall("default", "missing") is None
     assert list((await store.memories("default")).items()) == [("a", b"2"), ("b", b"4")]
+    assert await store.memories("default", "b") == {"b": b"4"}
     run = await held_run(store, project="else")
     note = row(run, "remember", 1, kind=Kind.NOTE)
     assert await put(store, run, note, memory=("a", b"5")) == "durable"
     assert (await store.recall("else", "a"), await store.recall("default", "a")) == (b"5", b"2")
+
+
+async def test_memory_is_read_by_the_beginning_of_its_names(store: Store) -> None:
+    for name in ("a%/", "a%/b", "A%/c", "a", "aa", "a%/\U0010ffff", "ä/1", "b"):
+        await store.remember("default", name, b"1")
+    assert list(await store.memories("default", "a%/")) == ["a%/", "a%/b", "a%/\U0010ffff"]
+    assert list(await store.memories("default", "ä")) == ["ä/1"]
+    assert await store.memories("else", "a") == {}
 
 
 async def test_messages_of_prompts_are_stored_once_by_hash(store: Store) -> None:

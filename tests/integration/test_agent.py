@@ -770,6 +770,24 @@ async def test_newer_code_takes_up_the_turns_that_are_done(lab: CrashLab, write:
     assert len(asked) == len(rows[0]) - len(rows[1])
 
 
+async def test_changed_instructions_are_followed_without_asking_where_nothing_is_at_stake(
+    lab: CrashLab,
+) -> None:
+    def reply(request: ModelRequest) -> Any:
+        number = sum(message["role"] == "tool" for message in request.messages)
+        return calls(("look", {"place": str(number)})) if number < 3 else f"Found by {told(request)[0]}."
+
+    def version(name: str) -> Job:
+        async def work(run: Run) -> str:
+            return await agent(run, name, "Find the key.", TOOLS)
+
+        return Job(work, "work", name)
+
+    ended = await lab.run(version("v1")(), death=Death(24), then=[version("v2")], model=Scripted(reply))
+    assert ended.death is not None
+    assert ended.output == "Found by v2."
+
+
 async def test_a_cancelled_agent_closes_its_calls_and_is_over(url: str) -> None:
     begun = asyncio.Event()
 

@@ -41,6 +41,11 @@ def is_short(text: str) -> bool | str:
     return len(text) <= 12 or f"{len(text)} letters are too many"
 
 
+def is_json(text: str) -> bool:
+    orjson.loads(text)
+    return True
+
+
 def chain_job(*steps: Any, **how: Any) -> Job:
     async def work(run: Run, text: str = "a, b, c") -> Any:
         return await chain(
@@ -104,12 +109,47 @@ async def test_a_gate_for_no_step_is_refused(url: str) -> None:
     assert "gates: 'final' is none of the steps: draft" in result.reason
 
 
+async def test_a_prompt_in_the_place_of_the_steps_is_refused(url: str) -> None:
+    @job
+    async def work(run: Run) -> str:
+        return await chain(run, "a, b, c", "Sum up.")
+
+    result, _ = await ends(url, None, work)
+    assert "steps: expected a list, or a dict that names them" in result.reason
+
+
 async def test_a_gate_that_says_no_ends_the_chain_with_its_reason_and_what_there_was(url: str) -> None:
     result, _ = await ends(
         url, Scripted(["good", "far too long"]), chain_job("A", "B", gates=[None, lambda _: False])
     )
     assert "Refused: step 2: its gate said no" in result.reason
     assert result.partial == "good"
+
+
+@pytest.mark.parametrize("option", ["returns", "tools"])
+async def test_what_would_make_more_than_text_of_an_answer_is_refused(url: str, option: str) -> None:
+    result, _ = await ends(url, Scripted(["[1]"]), chain_job("A", **{option: [listed]}))
+    assert f"{option}: a prompt of a chain gives a text" in result.reason
+
+
+async def test_a_gate_that_raises_has_refused(url: str) -> None:
+    model = Scripted(["no JSON", "[1]"])
+    result, notes = await ends(url, model, chain_job("A", gates=[is_json], otherwise=[again()]))
+    assert (result, notes[0]["passed"]) == ("[1]", True)
+    assert notes[0]["reason"].startswith("JSONDecodeError")
+
+
+async def test_a_gate_that_gives_an_empty_text_has_said_no(url: str) -> None:
+    result, _ = await ends(url, Scripted(["good"]), chain_job("A", gates=[lambda _: ""]))
+    assert "Refused: step 1: its gate said no" in result.reason
+
+
+@pytest.mark.parametrize("said", [None, 1, ["short"]], ids=repr)
+async def test_a_gate_that_says_neither_yes_nor_no_is_no_reason_to_try_again(url: str, said: Any) -> None:
+    model = Scripted(["good"])
+    result, _ = await ends(url, model, chain_job("A", gates=[lambda _: said], otherwise=[again()]))
+    assert "step 1 gate: expected True, False, or a text that says why not" in result.reason
+    assert len(model.requests) == 1
 
 
 # --- the ladder -------------------------------------------------------------------------------------------
@@ -167,6 +207,36 @@ async def test_ask_person_takes_what_a_person_says_without_a_gate(url: str) -> N
         assert "'step 1' failed: Refused: step 1: 20 letters are too many" in action.question
         await app.answer(handle.id, action.id, "a person wrote this")
         assert await handle.result(timeout=20) == "a person wrote this"
+
+
+async def test_what_a_person_says_is_of_the_type_that_the_step_gives(url: str) -> None:
+    async def unreadable(text: str) -> Claims:
+        raise ValueError("unreadable")
+
+    work = chain_job(unreadable, counted, otherwise=[ask_person()])
+    async with app_with(url) as app:
+        handle = await app.submit(work())
+        (action,) = await until(lambda: app.actions(handle.id))
+        with pytest.raises(InputError, match="claims"):
+            await app.answer(handle.id, action.id, {"claim": "a"})
+        await app.answer(handle.id, action.id, {"claims": ["a", "b"]})
+        assert await handle.result(timeout=20) == 2
+
+
+@pytest.mark.parametrize("text", ["", " ", "a"], ids=repr)
+async def test_what_has_no_parts_cannot_be_split(url: str, text: str) -> None:
+    result, _ = await ends(url, Scripted([]), chain_job(lambda _: text, "B", otherwise=[split()]))
+    assert "NoText: split: what goes into 'step 2' has no two parts" in result.reason
+
+
+async def test_only_texts_can_be_joined_after_a_split(url: str) -> None:
+    async def listed_if_short(text: str) -> Claims:
+        if len(text) > 4:
+            raise ValueError("too long")
+        return Claims(claims=[text])
+
+    result, _ = await ends(url, None, chain_job(listed_if_short, counted, otherwise=[split()]))
+    assert "NoText: split: what 'step 1' gives is no text" in result.reason
 
 
 async def test_rungs_are_climbed_in_order_each_told_why_the_last_one_failed(url: str) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from dayjob import Dayjob, Limits, Run, StepError, job
 from dayjob.collection import Err, Ok
+from dayjob.jobs import Job
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import CrashLab, Death
-from tests.ledger import everywhere, executed, fail, work
+from tests.ledger import after_death, everywhere, executed, fail, work
 from tests.until import until
 
 
@@ -59,6 +60,37 @@ async def test_added_branches_stand_behind_the_others_by_who_added_them(
 async def test_a_crash_changes_nothing_of_what_was_added(lab: CrashLab) -> None:
     request = grows(sizes=[3, 1])
     await done_once(lab, request, await lab.run(request))
+
+
+async def test_keys_need_not_be_text(lab: CrashLab) -> None:
+    @job
+    async def numbered(run: Run) -> list:
+        outcomes = await run.collect(halve, [3], key=lambda size: size, limit=1)
+        return [one.item for one in outcomes]
+
+    ended = await lab.run(numbered())
+    assert ended.output == [3, 1, 2], ended.run.reason
+    assert "collect/3" in {step.key for step in ended.steps}
+
+
+@job
+async def adds_what_does_not_fit(run: Run) -> list:
+    async def branch(inside: Run, size: int) -> int:
+        if size == 1:
+            await inside.step(work, "before")
+            await inside.more("another")
+        return size
+
+    outcomes = await run.collect(branch, [1, 2])
+    await run.step(work, "end")
+    return told(outcomes)
+
+
+async def test_an_item_of_the_wrong_type_fails_who_added_it_whatever_dies(lab: CrashLab) -> None:
+    request = adds_what_does_not_fit()
+    calm = await lab.run(request)
+    assert calm.output == ["InvalidResult", 2]
+    await done_once(lab, request, calm)
 
 
 @job
@@ -128,6 +160,24 @@ async def test_the_order_of_what_comes_after_stands_whatever_dies(lab: CrashLab)
         assert crashed.status == Status.COMPLETED, crashed.run.reason
         assert not crashed.warnings, crashed.warnings
         assert sorted(crashed.output[0]) == ["a", "b", "c", "d", "e"]
+
+
+@job
+async def many(run: Run, items: int) -> int:
+    heard: list[int] = []
+
+    async def branch(inside: Run, n: int) -> int:
+        return n
+
+    async def after(inside: Run, outcome: Ok | Err) -> None:
+        heard.append(outcome.item)
+
+    await run.collect(branch, range(items), after=after)
+    return len(heard)
+
+
+async def test_ten_thousand_items_end_while_somebody_waits(lab: CrashLab) -> None:
+    assert (await lab.run(many(items=10_000))).output == 10_000
 
 
 @job
@@ -207,6 +257,23 @@ async def test_more_outside_a_collection_is_refused(lab: CrashLab) -> None:
     assert "only a branch of run.collect" in (ended.run.reason or "")
 
 
+@job
+async def adds_from_inside(run: Run) -> list:
+    async def inner(deep: Run) -> None:
+        await deep.more(1)
+
+    async def branch(inside: Run, how: str) -> None:
+        await (inside.step(inner) if how == "step" else inside.gather(inner))
+
+    outcomes = await run.collect(branch, ["step", "gather"])
+    return [str(one.error) for one in outcomes if isinstance(one, Err)]
+
+
+async def test_more_in_a_scope_inside_a_branch_is_refused(lab: CrashLab) -> None:
+    ended = await lab.run(adds_from_inside())
+    assert ["not a scope inside it" in told for told in ended.output] == [True, True]
+
+
 @pytest.mark.parametrize("old", [grows, one_leads_to_another, votes], ids=lambda job: job.name)
 async def test_newer_code_that_does_the_same_reuses_all_of_it(lab: CrashLab, old: Any) -> None:
     first, second = (job(name=old.name, version=version)(old.fn) for version in ("1", "2"))
@@ -221,3 +288,79 @@ async def test_newer_code_that_does_the_same_reuses_all_of_it(lab: CrashLab, old
         assert done <= now, crashed.death
         calls = [step.key for step in crashed.steps if step.kind == Kind.CALL]
         assert len(set(calls)) == len(calls), crashed.death
+
+
+def growing(version: str) -> Job:
+    async def grows_once(run: Run) -> list:
+        async def branch(inside: Run, n: int) -> int:
+            await inside.step(work, f"begin {n}")
+            if n == 0:
+                await inside.more(2)
+                await inside.step(work, f"{version} of {n}")
+            for each in range(5 * n):
+                await inside.step(work, f"go on {each}")
+            return n
+
+        return told(await run.collect(branch, [0, 1]))
+
+    return Job(grows_once, "grows_once", version)
+
+
+async def test_what_was_added_outlives_a_change_of_the_code_and_the_next_crash(lab: CrashLab) -> None:
+    old, new = growing("v1"), growing("v2")
+    for first in range(4, 8):
+        for second in range(3, 8):
+            deaths = (Death(first), Death(second))
+            assert (await lab.run(old(), death=deaths, then=[new])).output == [0, 1, 2], deaths
+
+
+def heard_in_turn(version: str) -> Job:
+    async def hears(run: Run) -> None:
+        async def branch(inside: Run, n: int) -> None:
+            await inside.step(work, f"begin {n}")
+            if n == 0 and version == "v2":
+                await inside.step(work, "what is new")
+
+        async def after(inside: Run, outcome: Ok | Err) -> None:
+            for each in range(3):
+                await inside.step(work, f"after {outcome.item}: {each}")
+
+        await run.collect(branch, [0, 1], after=after)
+
+    return Job(hears, "hears", version)
+
+
+async def test_newer_code_hears_in_the_same_order_after_the_next_crash(lab: CrashLab) -> None:
+    old, new = heard_in_turn("v1"), heard_in_turn("v2")
+    for first in range(6, 9):
+        for second in range(3, 9):
+            ended = await lab.run(old(), death=(Death(first), Death(second)), then=[new])
+            assert not ended.warnings, (first, second, ended.warnings)
+
+
+def outvoted(version: str) -> Job:
+    async def outvotes(run: Run) -> None:
+        async def branch(inside: Run, name: str) -> None:
+            if name == "loser":
+                for each in range(99):
+                    await inside.step(work, f"{name} {each}")
+            await inside.more("loser")
+            await inside.gather(*[lambda deep: deep.step(work, name)] * 3)
+
+        await run.collect(branch, ["winner"], quorum=1)
+        await run.step(work, "once")
+        await run.step(work, "end", version)
+
+    return Job(outvotes, "outvotes", version)
+
+
+async def test_newer_code_does_not_begin_again_with_an_added_branch_that_had_lost(lab: CrashLab) -> None:
+    old, new = outvoted("v1"), outvoted("v2")
+    last = (await lab.run(old())).writes
+    for write in range(last - 2, last):
+        ended, again = await after_death(lab, old(), Death(write), then=[new])
+        done = {step.name for step in ended.durable if step.kind == Kind.JOIN}
+        assert "collect" in done, "the test has to kill later"
+        assert set(again) <= {"once", "end"}, (write, again)
+        once = [step for step in ended.steps if step.key == "work"]
+        assert [step.outcome for step in once] == [Outcome.VALUE], write

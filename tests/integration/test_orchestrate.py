@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 import orjson
 import pytest
 
 from dayjob import Dayjob, Limits, Run, StepError, job
+from dayjob.jobs import Job
 from dayjob.models import ModelRequest
 from dayjob.patterns import Assignment, orchestrate
+from dayjob.plans import Task
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.testing import CrashLab, Death, Moment, Scripted
-from tests.ledger import everywhere, executed, work
+from tests.ledger import after_death, everywhere, executed, work
 from tests.until import until
 
 
@@ -144,6 +147,14 @@ async def test_a_stalled_plan_is_edited_or_else_has_a_reason(lab: CrashLab) -> N
     assert stuck.output == {"a": "It failed: ValueError: no a", "b": "b() done"}
 
 
+async def test_an_edit_that_stalls_the_plan_goes_back_to_the_model(lab: CrashLab) -> None:
+    plan = [task("a", worker="break"), task("b"), task("c", "b"), task("d", "c")]
+    model = planner(plan, {"c": [{"edit": "reorder", "id": "d", "needs": ["a"]}]})
+    ended = await lab.run(answers(), model=model)
+    assert ended.error == "InvalidPlan", ended.output
+    assert "No task can begin" in (ended.run.reason or "")
+
+
 async def test_when_all_tasks_fail_it_says_so(lab: CrashLab) -> None:
     ended = await lab.run(answers(), model=planner([task("a", worker="break")]))
     assert ended.error == "NothingDone"
@@ -225,6 +236,71 @@ async def test_a_crash_anywhere_changes_nothing(lab: CrashLab) -> None:
         assert crashed.status == Status.COMPLETED, (crashed.death, crashed.run.reason)
         assert sorted(crashed.output.split("\n\n")) == sorted(calm.output.split("\n\n"))
         assert not crashed.warnings, (crashed.death, crashed.warnings)
+
+
+async def test_whether_a_plan_needs_approval_is_found_out_once(lab: CrashLab) -> None:
+    seen: list[list[str]] = []
+
+    def is_long(plan: Sequence[Task]) -> bool:
+        seen.append([task.id for task in plan])
+        return len(seen) > 1  # as by a setting that is changed meanwhile
+
+    @job
+    async def asks_if_long(run: Run) -> str:
+        return await orchestrate(run, "x", {"read": read}, approve=is_long, replan=False)
+
+    ended = await lab.run(asks_if_long(), model=planner([task("a")]), death=Death(8))
+    assert ended.death is not None
+    assert ended.output == "a: a() done"
+    assert seen == [["a"]]
+
+
+HARD = [task("a", worker="break"), task("b"), task("c", "a"), task("d", "b")]
+HARD_EDITS = {
+    "b": [{"edit": "split", "id": "d", "into": [task("d1", "b"), task("d2", "d1", worker="child")]}],
+    "d1": [{"edit": "add", "task": task("e", "d1", worker="break")}],
+}
+AFTER_STALL = [{"edit": "add", "task": task("a2")}, {"edit": "reorder", "id": "c", "needs": ["a2", "b"]}]
+HARD_ANSWER = [
+    "a2: a2() done", "a: It failed: ValueError: no a", "b: b() done", "c: c(a2=a2() done, b=b() done) done",
+    "d1: d1(b=b() done) done", "d2: child d2 done", "e: It failed: ValueError: no e",
+]  # fmt: skip
+
+
+def hard() -> Scripted:
+    """Answers to a plan of which tasks fail, are split and added, and which is stalled in the end."""
+    return planner(HARD, HARD_EDITS, AFTER_STALL)
+
+
+async def test_edits_failures_and_a_stall_stand_whatever_dies(lab: CrashLab) -> None:
+    request, jobs = answers(max_tasks=8), [reading]
+    calm = await lab.run(request, model=hard(), jobs=jobs)
+    assert sorted(calm.output.split("\n\n")) == HARD_ANSWER
+    for write, moment in zip(range(1, calm.writes + 1), cycle(Moment)):
+        crashed, again = await after_death(lab, request, Death(write, moment), model=hard(), jobs=jobs)
+        assert crashed.status == Status.COMPLETED, (write, crashed.run.reason)
+        assert sorted(crashed.output.split("\n\n")) == HARD_ANSWER, write
+        assert not crashed.warnings, (write, crashed.warnings)
+        done = {orjson.loads(step.input)[0] for step in crashed.durable if step.kind == Kind.CALL}
+        assert not done & set(again), write
+        rows = [step.key for step in crashed.steps if step.outcome != Outcome.SUPERSEDED]
+        assert sorted(rows) == sorted(step.key for step in calm.steps), write
+
+
+async def test_newer_code_keeps_what_was_planned_edited_and_done(lab: CrashLab) -> None:
+    old, new = (Job(answers.fn, "answers", version) for version in ("1", "2"))
+    writes = (await lab.run(old(max_tasks=8), model=hard(), jobs=[reading])).writes
+    for write in range(3, writes, 3):
+        crashed, again = await after_death(
+            lab, old(max_tasks=8), Death(write), model=hard(), jobs=[reading], then=[new, reading]
+        )
+        assert crashed.status == Status.COMPLETED, (write, crashed.run.reason)
+        assert sorted(crashed.output.split("\n\n")) == HARD_ANSWER, write
+        done = {orjson.loads(step.input)[0] for step in crashed.durable if step.kind == Kind.CALL}
+        assert not done & set(again), write
+        known = {(step.key, step.attempt) for step in crashed.durable if step.kind == Kind.MODEL}
+        kept = {(step.key, step.attempt) for step in crashed.steps if step.outcome == Outcome.VALUE}
+        assert known <= kept, write
 
 
 async def test_no_finished_task_or_edit_is_done_again(lab: CrashLab) -> None:

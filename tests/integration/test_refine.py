@@ -14,6 +14,7 @@ from dayjob.models import ModelRequest
 from dayjob.patterns import Adjust, Brief, Constraint, Refined, Verdict, refine
 from dayjob.runs import Outcome, Status
 from dayjob.testing import CrashLab, Delay, Scripted
+from dayjob.verdicts import MOST_CONSTRAINTS
 from tests.ledger import everywhere, executed, work
 from tests.until import until
 
@@ -97,6 +98,34 @@ async def test_constraints_gather_with_their_origin(lab: CrashLab) -> None:
     )
 
 
+async def test_a_judge_that_repeats_itself_does_not_fill_the_brief(lab: CrashLab) -> None:
+    polite = {"text": "Be polite."}
+    many = [{"text": f"Rule {number}."} for number in range(5000)]
+    model = maker(
+        score(0.2, constraints=[polite, polite, {"text": " "}]), score(0.3, constraints=many), score(0.9)
+    )
+    ended = await lab.run(improve(given=[Constraint("Be kind.")]), model=model)
+    texts = [each["text"] for each in ended.output["constraints"]]
+    assert texts[:3] == ["Be kind.", "Be polite.", "Rule 0."]
+    assert len(texts) == MOST_CONSTRAINTS
+
+
+async def test_what_a_judge_leaves_blank_it_has_not_said(lab: CrashLab) -> None:
+    blank = {"model": "", "temperature": None}
+    model = maker(score(0.3, failed=["rude"], adjust=blank), score(0.9, failed=["", " "]))
+    ended = await lab.run(improve(), model=model)
+    assert (ended.output["value"], ended.output["reason"]) == ("draft 2", "passed")
+
+
+async def test_all_given_constraints_are_kept_however_many(lab: CrashLab) -> None:
+    given = [Constraint(f"Rule {number}.") for number in range(MOST_CONSTRAINTS + 5)]
+    given.append(Constraint("Rule 0.", "short"))
+    model = maker(score(0.3, constraints=[{"text": "Be polite."}]), score(0.9))
+    ended = await lab.run(improve(given=given), model=model)
+    kept = [(each["text"], each["check"]) for each in ended.output["constraints"]]
+    assert kept == [(each.text, each.check) for each in given]
+
+
 async def test_code_checks_what_it_can_and_saves_the_judge(lab: CrashLab) -> None:
     model = maker(score(0.5, constraints=[SHORT]), None, score(0.9), drafts={2: "draft 2 is much too long"})
     ended = await lab.run(improve(), model=model)
@@ -124,6 +153,25 @@ async def test_a_judge_may_change_model_and_temperature(lab: CrashLab) -> None:
     ended = await lab.run(adjusts(), model=other)
     assert seen == [{}, {"model": "openai:big", "temperature": 0.9}]
     assert ended.output["reason"] == "passed"
+
+
+@pytest.mark.parametrize("said", [False, "21 letters", ""], ids=repr)
+async def test_a_check_passes_by_true_alone_and_may_say_why_not(lab: CrashLab, said: Any) -> None:
+    briefs: list[Brief] = []
+
+    def write(run: Run, brief: Brief) -> str:
+        briefs.append(brief)
+        return "text"
+
+    @job
+    async def never_passes(run: Run) -> Refined:
+        return await refine(
+            run, write, lambda run, attempt: Verdict(1.0),
+            constraints=[Constraint("Be short.", "short")], checks={"short": lambda text: said},
+        )  # fmt: skip
+
+    assert (await lab.run(never_passes())).output["score"] == 0
+    assert briefs[1].failed == ["Be short. (21 letters)" if said else "Be short."]
 
 
 # --- bad input ------------------------------------------------------------------------------------------
@@ -160,6 +208,39 @@ async def test_a_judge_of_code_must_give_a_verdict(lab: CrashLab, said: Any) -> 
         return await refine(run, lambda run, brief: "text", lambda run, attempt: said)
 
     assert (await lab.run(judged())).error == "InvalidVerdict"
+
+
+@pytest.mark.parametrize("said", [None, 1, ["short"]], ids=repr)
+async def test_a_check_that_says_neither_yes_nor_no_is_no_check(lab: CrashLab, said: Any) -> None:
+    @job
+    async def checked(run: Run) -> Refined:
+        rule = Constraint("Be short.", "short")
+        judge = lambda run, attempt: Verdict(1.0)  # noqa: E731
+        return await refine(
+            run, lambda run, brief: "text", judge, constraints=[rule], checks={"short": lambda text: said}
+        )
+
+    reason = (await lab.run(checked())).run.reason or ""
+    assert f"check short: expected True, False, or a text that says why not, got {said!r}" in reason
+
+
+async def test_a_given_constraint_that_names_no_check_is_refused(lab: CrashLab) -> None:
+    ended = await lab.run(improve(given=[Constraint("Be short.", "shrot")]), model=maker(score(1)))
+    assert "constraints: 'shrot' is none of the checks: short" in (ended.run.reason or "")
+
+
+async def test_a_constraint_of_the_judge_that_names_no_check_is_a_text_for_the_maker(lab: CrashLab) -> None:
+    model = maker(score(0.1, constraints=[{"text": "Be kind.", "check": "kind"}]), score(1))
+    assert (await lab.run(improve(), model=model)).output["reason"] == "passed"
+
+
+@pytest.mark.parametrize("passing", [80, -1, float("nan")])
+async def test_a_passing_score_that_no_verdict_can_have_is_refused(lab: CrashLab, passing: float) -> None:
+    @job
+    async def judged(run: Run) -> Refined:
+        return await refine(run, lambda run, brief: "text", lambda run, attempt: Verdict(1), passing=passing)
+
+    assert "passing: expected 0 to 1" in ((await lab.run(judged())).run.reason or "")
 
 
 async def test_no_round_at_all_is_refused(lab: CrashLab) -> None:

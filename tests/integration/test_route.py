@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import asdict
+from enum import Enum, StrEnum
 from typing import Any
 
 import pytest
 
 from dayjob import Dayjob, Limits, Run, job
 from dayjob.errors import ModelRefused
-from dayjob.models import ModelRequest
+from dayjob.jobs import Job
+from dayjob.models import ModelRequest, ToolCall
 from dayjob.patterns import route
-from dayjob.proposals import MOST_INPUTS, MOST_PROPOSALS, Suggestion, with_suggestion
+from dayjob.proposals import MOST_INPUTS, MOST_PROPOSALS, Proposal, Suggestion, with_input
 from dayjob.runs import Outcome, Status
 from dayjob.testing import CrashLab, Delay, Scripted
 from tests.ledger import everywhere, executed, work
@@ -85,6 +89,24 @@ async def test_a_handler_is_called(lab: CrashLab, choice: Any, output: str) -> N
     assert ended.output == output
 
 
+class Team(StrEnum):
+    BILLING = "billing"
+
+
+class OldTeam(str, Enum):  # noqa: UP042
+    BILLING = "billing"
+
+
+@pytest.mark.parametrize("team", [Team.BILLING, OldTeam.BILLING], ids=repr)
+async def test_routes_may_be_named_by_an_enum(lab: CrashLab, team: str) -> None:
+    async def routes(run: Run) -> Any:
+        return await route(run, "T", to={team: ("Invoices", bill)}, otherwise=person)
+
+    model = chooses(sure("billing"))
+    assert (await lab.run(Job(routes, "routes", "v1")(), model=model)).output == "bill T done"
+    assert "- billing: Invoices" in model.requests[0].messages[0]["content"]
+
+
 # --- bad input ------------------------------------------------------------------------------------------
 
 
@@ -105,12 +127,27 @@ async def test_a_model_that_names_no_route_ends_in_the_fallback_or_a_reason(lab:
     assert "the model named no route" in (ended.run.reason or "")
 
 
+async def test_a_call_of_a_tool_that_nobody_offered_is_no_route(lab: CrashLab) -> None:
+    model = chooses(ToolCall("1", "billing", "{}"))
+    assert (await lab.run(triage(ticket="T", otherwise="person"), model=model)).output == "person"
+    assert "the answer is no JSON" in model.requests[1].messages[-1]["content"]
+
+
 async def test_no_routes_are_refused(lab: CrashLab) -> None:
     @job
     async def nowhere(run: Run) -> str:
         return await route(run, "x", to={})
 
     assert "names no route" in ((await lab.run(nowhere())).run.reason or "")
+
+
+@pytest.mark.parametrize("floor", [70, -0.1, float("nan")])
+async def test_a_floor_that_no_confidence_can_reach_or_miss_is_refused(lab: CrashLab, floor: float) -> None:
+    @job
+    async def routes(run: Run) -> str:
+        return await route(run, "x", to=TEAMS, floor=floor, otherwise="person")
+
+    assert "route: floor: expected 0 to 1" in ((await lab.run(routes())).run.reason or "")
 
 
 async def test_a_model_that_cannot_be_reached_is_no_reason_to_guess(lab: CrashLab) -> None:
@@ -128,8 +165,8 @@ async def test_below_the_floor_a_route_is_proposed_with_the_inputs_that_led_to_i
         for ticket in ("a contract", "a lawyer", "a contract"):
             ended = await lab.run(triage(ticket=ticket, floor=0.7, otherwise="person"), model=model)
             assert ended.output == "person"
-        proposed = await app.memory.get("routes/triage/route/proposed")
-    assert proposed == [{"name": "legal", "description": "Contracts", "inputs": ["a lawyer", "a contract"]}]
+        proposed = await app.memory.get("routes/proposed/triage/route/legal")
+    assert proposed == {"name": "legal", "description": "Contracts", "inputs": ["a lawyer", "a contract"]}
     assert "- legal: Contracts" in model.requests[-1].messages[0]["content"]
 
 
@@ -142,9 +179,9 @@ async def test_without_a_fallback_the_proposal_is_kept_and_the_run_has_a_reason(
 
 async def test_an_accepted_route_is_offered_from_then_on(lab: CrashLab) -> None:
     async with Dayjob(lab.store, worker=False) as app:
-        accepted = {"legal": "Contracts", "billing": "Money"}
-        await app.memory.set("routes/triage/route/accepted", accepted)
-        await app.memory.set("routes/handles/route/accepted", accepted)
+        for route, description in {"legal": "Contracts", "billing": "Money"}.items():
+            await app.memory.set(f"routes/decided/triage/route/{route}", description)
+            await app.memory.set(f"routes/decided/handles/route/{route}", description)
     model = chooses(sure("legal"))
     assert (await lab.run(triage(ticket="T", otherwise="person"), model=model)).output == "legal"
     told = model.requests[0].messages[0]["content"]
@@ -156,10 +193,10 @@ async def test_an_accepted_route_is_offered_from_then_on(lab: CrashLab) -> None:
 
 async def test_a_rejected_route_is_not_proposed_again(lab: CrashLab) -> None:
     async with Dayjob(lab.store, worker=False) as app:
-        await app.memory.set("routes/triage/route/rejected", ["legal"])
+        await app.memory.set("routes/decided/triage/route/legal", None)
         model = chooses(sure("billing", 0.3), {"name": "legal", "description": "Contracts"})
         await lab.run(triage(ticket="T", floor=0.7, otherwise="person"), model=model)
-        assert await app.memory.get("routes/triage/route/proposed") is None
+        assert not await app.memory.all("routes/proposed/")
     assert "Rejected before:\nlegal" in model.requests[-1].messages[0]["content"]
 
 
@@ -170,15 +207,107 @@ async def test_a_proposal_that_cannot_be_made_stops_nothing(lab: CrashLab) -> No
     assert any(step.name == "note" for step in ended.steps)
 
 
-def test_proposals_and_their_inputs_are_bounded() -> None:
-    proposed: list[dict[str, Any]] = []
+async def test_proposals_of_the_same_moment_are_all_kept(lab: CrashLab) -> None:
+    everybody = asyncio.Barrier(3)
+
+    async def reply(request: ModelRequest) -> Any:
+        asked = request.messages[0]["content"]
+        if not asked.startswith("No route fits"):
+            return sure("billing", 0.3)
+        await everybody.wait()
+        return {"name": asked.rpartition("Input:\n")[2], "description": "New"}
+
+    names = ["legal", "100%", "sales/press"]
+    async with Dayjob(lab.store, model=Scripted(reply)) as app:
+        asked = [await app.submit(triage(ticket=name, floor=0.7, otherwise="person")) for name in names]
+        for handle in asked:
+            assert await handle.result(timeout=20) == "person"
+        memory = await app.memory.all("routes/proposed/triage/route/")
+    assert {each["name"] for each in memory.values()} == set(names)
+
+
+async def test_when_many_proposals_wait_for_a_person_no_more_are_made(lab: CrashLab) -> None:
+    model = chooses(sure("billing", 0.3), {"name": "legal", "description": "Contracts"})
+    async with Dayjob(lab.store, worker=False) as app:
+        for number in range(MOST_PROPOSALS):
+            name = f"routes/proposed/triage/route/{number}"
+            await app.memory.set(name, {"name": str(number), "description": "x", "inputs": []})
+        request = triage(ticket="T", floor=0.7, otherwise="person")
+        assert (await lab.run(request, model=model)).output == "person"
+        assert len(model.requests) == 1
+        await app.memory.set("routes/decided/triage/route/7", None)
+        await lab.run(request, model=model)
+        assert await app.memory.get("routes/proposed/triage/route/legal")
+
+
+def test_the_inputs_of_a_proposal_are_bounded() -> None:
+    proposal = Proposal("legal", "Contracts")
     for number in range(30):
-        proposed = with_suggestion(proposed, Suggestion("same", "x"), f"input {number}" * 100)
-        proposed = with_suggestion(proposed, Suggestion(f"route {number}", "x"), "input")
-    assert len(proposed) == MOST_PROPOSALS
-    same = next(each for each in proposed if each["name"] == "same")
-    assert len(same["inputs"]) == MOST_INPUTS
-    assert max(map(len, same["inputs"])) == 500
+        proposal = with_input(Suggestion("legal", "Contracts"), asdict(proposal), f"input {number}" * 100)
+    assert len(proposal.inputs) == MOST_INPUTS
+    assert max(map(len, proposal.inputs)) == 500
+
+
+@pytest.mark.parametrize(
+    "suggestion",
+    [
+        {"name": " legal", "description": "x"},
+        {"name": "legal\n- billing: Everything", "description": "x"},
+        {"name": "legal\x1b[31m", "description": "x"},
+        {"name": "legal", "description": "x\n- billing: Everything"},
+        {"name": "legal", "description": "x" * 10_000},
+        {"name": "billing", "description": TEAMS["billing"]},
+    ],
+    ids=str,
+)
+async def test_a_suggestion_that_would_garble_the_list_or_change_nothing_is_not_kept(
+    lab: CrashLab, suggestion: Any
+) -> None:
+    model = chooses(sure("billing", 0.3), suggestion)
+    ended = await lab.run(triage(ticket="T", floor=0.7, otherwise="person"), model=model)
+    async with Dayjob(lab.store, worker=False) as app:
+        assert not await app.memory.all("routes/")
+    assert ended.output == "person"
+
+
+async def test_a_description_may_hold_spaces_that_do_not_break(lab: CrashLab) -> None:
+    model = chooses(sure("billing", 0.3), {"name": "droit", "description": "Contrats\u202f: litiges"})
+    await lab.run(triage(ticket="T", floor=0.7, otherwise="person"), model=model)
+    async with Dayjob(lab.store, worker=False) as app:
+        assert await app.memory.get("routes/proposed/triage/route/droit")
+
+
+async def test_inputs_that_lead_to_the_same_proposal_while_a_model_thinks_are_all_kept(lab: CrashLab) -> None:
+    everybody = asyncio.Barrier(2)
+    second = asyncio.Event()
+
+    async def reply(request: ModelRequest) -> Any:
+        asked = request.messages[0]["content"]
+        if not asked.startswith("No route fits"):
+            return sure("billing", 0.3)
+        await everybody.wait()
+        if asked.endswith("slow"):
+            await second.wait()
+        return {"name": "legal", "description": "Contracts"}
+
+    async with Dayjob(lab.store, model=Scripted(reply)) as app:
+        slow = await app.submit(triage(ticket="slow", floor=0.7, otherwise="person"))
+        fast = await app.submit(triage(ticket="fast", floor=0.7, otherwise="person"))
+        await fast.result(timeout=20)
+        second.set()
+        await slow.result(timeout=20)
+        proposed = await app.memory.get("routes/proposed/triage/route/legal")
+    assert proposed["inputs"] == ["fast", "slow"]
+
+
+async def test_a_route_told_in_several_lines_is_one_line_of_the_list(lab: CrashLab) -> None:
+    @job
+    async def told(run: Run) -> str:
+        return await route(run, "T", to={"billing": "Invoices\n  and refunds", "other": "The rest"})
+
+    model = chooses(sure("billing"))
+    await lab.run(told(), model=model)
+    assert "- billing: Invoices and refunds\n- other" in model.requests[0].messages[0]["content"]
 
 
 # --- crash, cancel, limit ---------------------------------------------------------------------------------
@@ -191,8 +320,9 @@ async def test_a_crash_anywhere_changes_nothing(lab: CrashLab) -> None:
         finished = [step.key for step in crashed.steps if step.outcome == Outcome.VALUE]
         assert len(set(finished)) == len(finished)
     async with Dayjob(lab.store, worker=False) as app:
-        proposed = await app.memory.get("routes/handles/route/proposed")
-    assert proposed == [{"name": "legal", "description": "Contracts", "inputs": ["T"]}]
+        proposed = await app.memory.all("routes/proposed/handles/")
+    legal = {"name": "legal", "description": "Contracts", "inputs": ["T"]}
+    assert proposed == {"routes/proposed/handles/route/legal": legal}
 
 
 async def test_a_limit_ends_it(lab: CrashLab) -> None:

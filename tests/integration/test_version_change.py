@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from dayjob import Dayjob, Run, StepError
+from dayjob import Dayjob, Run, StepError, tool
 from dayjob.errors import UnknownAction
 from dayjob.jobs import Job
 from dayjob.runs import Kind, Outcome, Status
@@ -52,6 +53,19 @@ async def test_steps_before_an_inserted_one_are_reused_and_the_rest_of_the_scope
     assert again == {"x": 1, "b": 1, "c": 1}
     superseded = [step.key for step in ended.steps if step.outcome == Outcome.SUPERSEDED]
     assert superseded == ["work#2", "work#3"]
+
+
+async def test_what_the_new_code_remembers_under_an_old_name_is_kept(lab: CrashLab) -> None:
+    def remembering(value: str) -> Body:
+        async def body(run: Run) -> Any:
+            await run.remember("colour", value)
+            await run.step(work, value)
+            return await run.recall("colour")
+
+        return body
+
+    ended, _ = await changed_at(lab, CLAIM + 2, remembering("red"), remembering("blue"))
+    assert ended.output == "blue"
 
 
 async def test_an_edited_step_is_done_and_what_follows_it_again(lab: CrashLab) -> None:
@@ -312,6 +326,47 @@ async def test_a_running_child_is_not_written_off_without_asking(lab: CrashLab) 
     assert [step.key for step in ended.durable] == ["work", "child"]
     assert ended.output == ["x done", "hello"]
     assert len(questions) == 1
+
+
+async def test_what_a_client_handed_in_is_not_written_off_without_asking_but_a_read_is(lab: CrashLab) -> None:
+    @tool(effect="read")
+    async def look(place: str) -> str:
+        return "a key"
+
+    @tool(external=True)
+    async def sign(name: str) -> str:
+        raise AssertionError
+
+    def looks_and_signs(name: str) -> Body:
+        async def body(run: Run) -> list:
+            return [
+                await run.step(work, name),
+                await run.tool(look, place="hall"),
+                await run.tool(sign, name="Kim"),
+            ]
+
+        return body
+
+    questions = []
+
+    async def outside(app: Dayjob, run: str) -> bool:
+        actions = await app.actions(run)
+        for action in actions:
+            questions.append(action.question)
+            with suppress(UnknownAction):  # the worker died after it was answered
+                await app.answer(run, action.id, "continue" if action.id == "#changed" else "signed")
+        return bool(actions)
+
+    asked = []
+    for write in (CLAIM + 2, CLAIM + 5):
+        questions.clear()
+        first, second = versions(looks_and_signs("a"), looks_and_signs("x"))
+        ended = await lab.run(first(), then=[second], death=Death(write, Moment.UNHEARD), outside=outside)
+        assert ended.output == ["x done", "a key", "signed"]
+        assert "look" in [row.key for row in ended.durable]
+        asked.append([question for question in questions if "write off sign." in question])
+        assert not [question for question in questions if "write off look" in question]
+    assert list(map(len, asked)) == [0, 1]
 
 
 # --- which worker -----------------------------------------------------------------------------------------------

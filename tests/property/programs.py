@@ -17,6 +17,7 @@ import orjson
 from hypothesis import strategies as st
 
 from dayjob import Dayjob, Run, StepError
+from dayjob.collection import Err, Ok
 from dayjob.jobs import Job, Request
 from dayjob.models.scripted import Scripted
 from dayjob.retry import Retry
@@ -194,6 +195,59 @@ class Player:
         key = (lambda index: f"item {index}/#") if named else None
         return await run.map(one, range(len(programs)), key=key, limit=limit, name=label)
 
+    async def _collect(
+        self,
+        run: Run,
+        label: str,
+        programs: Sequence[Sequence[Op]],
+        given: int,
+        limit: int | None,
+        heard: bool,
+    ) -> Any:
+        """Each branch adds two more while there are programs: one before its own, one behind it or once it is heard."""
+
+        async def add(inside: Run, index: int) -> None:
+            if index < len(programs):
+                await inside.more(index)
+
+        async def one(inside: Run, index: int) -> list:
+            await add(inside, given + 2 * index)
+            values = await self.play(inside, programs[index])
+            if not heard:
+                await add(inside, given + 2 * index + 1)
+            return values
+
+        async def after(inside: Run, outcome: Ok | Err) -> None:
+            after = f"{label} after {outcome.item}"
+            await inside.step(self.world.work, after, name=after)
+            await add(inside, given + 2 * outcome.item + 1)
+
+        items = range(min(given, len(programs)))
+        how: Any = {"key": lambda index: f"item {index}/#", "after": after} if heard else {}
+        outcomes = await run.collect(one, items, limit=limit, name=label, **how)
+        told = [[one.item, one.value if isinstance(one, Ok) else one.error.type] for one in outcomes]
+        return sorted(told, key=lambda one: one[0]) if heard else told
+
+    async def _vote(
+        self,
+        run: Run,
+        label: str,
+        winners: Sequence[Sequence[Op]],
+        losers: Sequence[Sequence[Op]],
+        limit: int | None,
+    ) -> Any:
+        """The losers never end; the first of them is given, the others are added by the first winner."""
+        programs = [*winners, *losers]
+
+        async def one(inside: Run, index: int) -> list:
+            for more in range(len(winners) + 1, len(programs)) if index == 0 else ():
+                await inside.more(more)
+            return await self.play(inside, programs[index])
+
+        items = range(len(winners) + bool(losers))
+        outcomes = await run.collect(one, items, limit=limit, quorum=len(winners), name=label)
+        return [one.value if isinstance(one, Ok) else one.error.type for one in outcomes]
+
     async def _race(self, run: Run, label: str, winner: Sequence[Op], losers: Sequence[Sequence[Op]]) -> Any:
         return await run.race(*map(self.inside, (*losers, winner)), name=label)
 
@@ -274,8 +328,11 @@ def labelled(program: Sequence[Any], numbers: Iterator[int]) -> tuple[Op, ...]:
 def _labelled(op: Any, numbers: Iterator[int]) -> Any:
     kind, _, *rest = op
     label = f"{kind}{next(numbers)}"
-    if kind in ("gather", "map", "all_fail"):
+    if kind in ("gather", "map", "collect", "all_fail"):
         return (kind, label, tuple(labelled(part, numbers) for part in rest[0]), *rest[1:])
+    if kind == "vote":
+        winners, losers = (tuple(labelled(part, numbers) for part in parts) for parts in rest[:2])
+        return (kind, label, winners, losers, *rest[2:])
     if kind == "race":
         return (kind, label, labelled(rest[0], numbers), tuple(labelled(part, numbers) for part in rest[1]))
     if kind in ("catch", "scope", "in_time", "too_late", "child"):
@@ -295,8 +352,10 @@ def walk(program: Iterable[Op]) -> Iterator[Op]:
 
 def parts_of(op: Op) -> list[Sequence[Op]]:
     kind, _, *rest = op
-    if kind in ("gather", "map", "all_fail"):
+    if kind in ("gather", "map", "collect", "all_fail"):
         return list(rest[0])
+    if kind == "vote":
+        return [*rest[0], *rest[1]]
     if kind == "race":
         return [rest[0], *rest[1]]
     if kind in ("catch", "scope", "in_time", "too_late", "child"):
@@ -321,6 +380,7 @@ def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     failing = quick.map(lambda ops: [*ops, RAISE])
     never = st.tuples(quick, st.sampled_from(NEVER)).map(lambda pair: [*pair[0], pair[1]])
     nevers = st.lists(never, min_size=1, max_size=2)
+    growing = st.lists(st.one_of(st.lists(inner, max_size=2), failing), max_size=5)
 
     def op(kind: str, *parts: Any) -> st.SearchStrategy[Any]:
         return st.tuples(st.just(kind), st.just(""), *parts)
@@ -329,6 +389,8 @@ def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         op("scope", short),
         op("gather", several),
         op("map", several, st.booleans(), st.sampled_from([None, 1, 2])),
+        op("collect", growing, st.integers(1, 2), st.sampled_from([None, 1, 2]), st.booleans()),
+        op("vote", several, st.lists(never, max_size=2), st.sampled_from([None, 1, 2])),
         op("race", short, st.lists(never, max_size=2)),
         op("race", short, st.just([[RAISE]])),
         op("all_fail", st.lists(failing, min_size=1, max_size=3)),
@@ -337,6 +399,7 @@ def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         op("in_time", short),
         op("too_late", never),
         op("too_late", nevers.map(lambda parts: [("gather", "", parts)])),
+        op("too_late", nevers.map(lambda parts: [("collect", "", parts, 1, None, True)])),
         op("too_late", never.map(lambda ops: [("scope", "", ops)])),
         op("child", short),
         op("child", failing),

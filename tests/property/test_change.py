@@ -36,7 +36,7 @@ class Edit:
             index, number = place
             op = program[index]
             self._keep(program[:index])
-            if op[0] in ("gather", "map"):
+            if op[0] in ("gather", "map", "collect"):
                 for other, part in enumerate(parts_of(op)):
                     if other != number:
                         self._keep(part)
@@ -60,10 +60,14 @@ def _never_ends(op: Op) -> bool:
 
 def with_part(op: Op, number: int, part: Program) -> Op:
     kind, label, *rest = op
-    if kind in ("gather", "map", "all_fail"):
+    if kind in ("gather", "map", "collect", "all_fail"):
         parts = [*rest[0]]
         parts[number] = part
         return (kind, label, tuple(parts), *rest[1:])
+    if kind == "vote":
+        parts = [*rest[0], *rest[1]]
+        parts[number] = part
+        return (kind, label, tuple(parts[: len(rest[0])]), tuple(parts[len(rest[0]) :]), *rest[2:])
     if kind == "race":
         if number == 0:
             return (kind, label, part, rest[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dayjob.errors import InputError
-from dayjob.plans import Add, Drop, Edit, Reassign, Reorder, Split, Task, check, diff, edited, ready
+from dayjob.plans import Add, Drop, Edit, Reassign, Reorder, Split, Task, check, diff, edited, plan_for, ready
 from dayjob.values import convert
 
 WORKERS = ["reader", "writer"]
@@ -38,6 +38,11 @@ def test_a_plan_that_cannot_be_worked_through_is_refused(tasks: list[Task], reas
         check(tasks, WORKERS, 4)
 
 
+def test_a_plan_needs_somebody_to_do_it() -> None:
+    with pytest.raises(InputError, match="workers: there is nobody"):
+        plan_for(())
+
+
 def test_edits_make_a_new_plan() -> None:
     d = Task("d", "check", "reader", ["c"])
     assert made(Add(d)) == [A, B, C, d]
@@ -59,6 +64,7 @@ def test_what_needed_a_split_task_needs_all_its_parts() -> None:
     [
         (Drop("a"), "drop 'a': the task has begun or is finished"),
         (Split("a", []), "split 'a': the task has begun"),
+        (Split("b", []), "split 'b': into no task"),
         (Drop("x"), "drop 'x': no such task"),
         (Drop("b"), "'c' needs 'b', which is not in the plan"),
         (Reorder("b", ["c"]), "cycle: "),
@@ -99,3 +105,8 @@ def test_an_edit_is_read_back_from_what_a_model_says(edit: Edit) -> None:
     assert convert([said], list[Edit]) == [edit]
     del said["edit"]
     assert convert([said], list[Edit]) == [edit]
+
+
+def test_an_edit_that_is_not_understood_drops_no_task() -> None:
+    with pytest.raises(InputError, match="goal: Unexpected"):
+        convert([{"id": "a", "goal": "something else"}], list[Edit])

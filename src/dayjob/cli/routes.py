@@ -10,20 +10,19 @@ from rich.text import Text
 from dayjob import proposals
 from dayjob.app import Dayjob
 from dayjob.cli.printing import line_to_type, out
-from dayjob.proposals import PROPOSED, Listed
+from dayjob.proposals import Listed
 
-STATE_STYLES = {PROPOSED: "yellow", proposals.ACCEPTED: "green"}
+STATE_STYLES = {"proposed": "yellow", "accepted": "green"}
 
 
 async def routes_of(app: Dayjob) -> list[Listed]:
     """Every proposal that waits for a person, and every route that was accepted."""
-    return proposals.listed(await app.memory.all())
+    return proposals.listed(await app.memory.all("routes/"))
 
 
 async def decide(app: Dayjob, id: str, accept: bool) -> None:
     """Accepts a proposal, or rejects one, or withdraws an accepted route. Raises InputError for an unknown id."""
-    for name, value in proposals.decided(await app.memory.all(), id, accept).items():
-        await app.memory.set(name, value)
+    await app.memory.set(*proposals.decision(await app.memory.all("routes/"), id, accept))
 
 
 def route_fields(route: Listed) -> dict[str, Any]:
@@ -49,6 +48,6 @@ def _lines(route: Listed, store: str) -> Iterator[Text]:
     yield Text(f"  {route.proposal.description}")
     for input in route.proposal.inputs:
         yield Text(f"  - {' '.join(input.split())}", "dim")
-    if route.state == PROPOSED:
+    if route.state == "proposed":
         yield Text("  " + line_to_type("routes", "--accept", route.id, store=store))
     yield Text("  " + line_to_type("routes", "--reject", route.id, store=store))

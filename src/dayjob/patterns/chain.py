@@ -14,6 +14,7 @@ from typing import Any
 from dayjob.errors import InputError, StepError
 from dayjob.ladder import Rung, Step, Tried, Trouble
 from dayjob.run import Run
+from dayjob.verdicts import objection
 
 Gate = Callable[..., Any]
 FIRST = Rung("first", lambda run, trouble: trouble.attempt(run))
@@ -30,14 +31,18 @@ async def chain(
     """The output of the last step.
 
     A step is a prompt or a function; the steps are a list, or a dict that names them, and so are the gates.
-    A gate passes its step's output by True, and refuses it by False or by a text that says why. When a step
-    fails or is refused, the rungs of `otherwise` are tried in order, each leaving a note; when none helps,
+    A gate passes its step's output by True, and refuses it by False, by a text that says why, or by an error. When
+    a step fails or is refused, the rungs of `otherwise` are tried in order, each leaving a note; when none helps,
     StepError of type Refused is raised, or the step's own. `options` go to `run.model`. After each step its
     output is the run's partial output.
     """
     named, checks, ladder = _named(steps), _named(gates), [FIRST, *otherwise]
     if strangers := checks.keys() - named.keys():
         raise InputError(f"gates: {min(strangers)!r} is none of the steps: {', '.join(named)}")
+    if more := {"returns", "tools"} & options.keys():
+        raise InputError(
+            f"{min(more)}: a prompt of a chain gives a text; for more, let a function be the step"
+        )
     value = input
     for name, step in named.items():
         value = await _climb(run, Trouble(name, step, value, options=options), checks.get(name), ladder)
@@ -67,13 +72,13 @@ async def _climb(run: Run, trouble: Trouble, gate: Gate | None, ladder: list[Run
 
 
 async def _refusal(run: Run, name: str, gate: Gate, value: Any) -> StepError | None:
-    verdict = await run.step(gate, value, name=f"{name} gate")
-    if verdict is True:
-        return None
-    return StepError("Refused", f"{name}: {verdict if isinstance(verdict, str) else 'its gate said no'}")
+    why = objection(await run.step(gate, value, name=f"{name} gate"), f"{name} gate")
+    return None if why is None else StepError("Refused", f"{name}: {why or 'its gate said no'}")
 
 
 def _named(given: Any) -> dict[str, Any]:
     if isinstance(given, Mapping):
         return dict(given)
+    if isinstance(given, str):
+        raise InputError(f"steps: expected a list, or a dict that names them, got the text {given[:40]!r}")
     return {f"step {number}": each for number, each in enumerate(given, 1)}

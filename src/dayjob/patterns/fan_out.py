@@ -6,6 +6,7 @@ await fan_out(run, range(5), vote, quorum=3, merge=majority)         # voting: t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,8 +44,8 @@ async def fan_out(
 
 def majority(values: list[Any]) -> Any:
     """The value that was given most often; of several the one that stands first. None of no values."""
-    ballots = [canonical(value) for value in values]
-    return max(values, key=lambda value: ballots.count(canonical(value)), default=None)
+    ballots = Counter(map(canonical, values))
+    return max(values, key=lambda value: ballots[canonical(value)], default=None)
 
 
 def _not_met(results: list[Ok | Err], quorum: int) -> StepError:

@@ -82,7 +82,7 @@ async def orchestrate(
     plan: list[Task] = await ask(run, PLAN, wanted, name="plan")
     board = Board(plan, workers, max_tasks)
     await run.note(str(board), plan=[asdict(task) for task in plan])
-    if approve(plan) if callable(approve) else approve:
+    if await run.step(approve, plan, name="needs approval") if callable(approve) else approve:
         await _be_approved(run, APPROVE.format(goal=goal, plan=board))
 
     async def work(run: Run, task: Assignment) -> Any:

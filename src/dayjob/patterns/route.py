@@ -15,13 +15,17 @@ from dayjob.delegate import delegate
 from dayjob.errors import InputError, StepError
 from dayjob.jobs import Job
 from dayjob.proposals import (
-    ACCEPTED,
+    DECIDED,
+    MOST_PROPOSALS,
     PROPOSED,
-    REJECTED,
     Suggestion,
+    accepted,
     check_suggestion,
-    entry,
-    with_suggestion,
+    rejected,
+    route_id,
+    router_id,
+    waiting,
+    with_input,
 )
 from dayjob.run import Run
 from dayjob.values import as_text, checked
@@ -71,11 +75,14 @@ async def route(
     ones are offered from then on, by routers of the same job and `name`. One that the code has no handler for
     goes to `otherwise`, if that is a handler. `options` go to `run.model`.
     """
+    to = {str.__str__(route): given for route, given in to.items()}  # of an enum's member, its value
     told = {route: given if isinstance(given, str) else given[0] for route, given in to.items()}
     handlers = {route: given[1] for route, given in to.items() if not isinstance(given, str)}
     if not told:
         raise InputError("route: to= names no route")
-    choose = partial(_choose, told=told, floor=floor, router=name, options=options)
+    if not 0 <= floor <= 1:
+        raise InputError(f"route: floor: expected 0 to 1, got {floor}")
+    choose = partial(_choose, told=told, floor=floor, router=router_id(run.job, name), options=options)
     try:
         chosen = await run.step(choose, input, name=name)
     except StepError as error:
@@ -91,7 +98,8 @@ async def route(
 async def _choose(
     run: Run, input: Any, *, told: dict[str, str], floor: float, router: str, options: dict[str, Any]
 ) -> str:
-    offered = {**told, **await run.recall(entry(run.job, router, ACCEPTED), {})}
+    decisions = await run.recall_all(DECIDED + router)
+    offered = {**told, **accepted(decisions)}
     prompt = CHOOSE.format(routes=_shown(offered), input=as_text(input))
     try:
         choice = (await run.model(prompt, returns=_choice(tuple(offered)), name="choose", **options)).value
@@ -101,31 +109,37 @@ async def _choose(
         raise StepError("NoRoute", f"the model named no route: {error.message}") from None
     if choice.confidence >= floor:
         return str(choice.route)
-    await _propose(run, input, offered, router, options)
+    await _propose(run, input, offered, decisions, router, options)
     raise StepError("NoRoute", f"{choice.route!r} at {choice.confidence:g} is below the floor of {floor:g}")
 
 
 async def _propose(
-    run: Run, input: Any, offered: dict[str, str], router: str, options: dict[str, Any]
+    run: Run,
+    input: Any,
+    offered: dict[str, str],
+    decisions: dict[str, str | None],
+    router: str,
+    options: dict[str, Any],
 ) -> None:
     """Keeps a proposal with the input that led to it. That none could be made is no reason to stop."""
-    before = await run.recall(entry(run.job, router, PROPOSED), [])
-    rejected = await run.recall(entry(run.job, router, REJECTED), [])
-    waiting = {each["name"]: each["description"] for each in before if each["name"] not in rejected}
+    before = waiting(await run.recall_all(PROPOSED + router), decisions).values()
+    if len(before) >= MOST_PROPOSALS:
+        await run.note(f"no route was proposed: {len(before)} proposals wait for a person")
+        return
+    no = rejected(decisions)
+    proposed = {each.name: each.description for each in before}
     prompt = PROPOSE.format(
-        routes=_shown(offered), proposed=_shown(waiting), rejected=", ".join(rejected) or "none", input=as_text(input)
+        routes=_shown(offered), proposed=_shown(proposed), rejected=", ".join(no) or "none", input=as_text(input)
     )  # fmt: skip
+    returns = checked(Suggestion, check_suggestion)
     try:
-        made = await run.model(
-            prompt, returns=checked(Suggestion, check_suggestion), name="propose", **options
-        )
+        made = (await run.model(prompt, returns=returns, name="propose", **options)).value
     except StepError as error:
         await run.note(f"no route could be proposed: {error}")
         return
-    if made.value.name not in rejected:
-        await run.remember(
-            entry(run.job, router, PROPOSED), with_suggestion(before, made.value, as_text(input))
-        )
+    if made.name not in no and offered.get(made.name) != made.description:
+        entry = PROPOSED + route_id(router, made.name)
+        await run.remember(entry, with_input(made, await run.recall(entry), as_text(input)))
 
 
 def _handler(
@@ -151,4 +165,4 @@ def _choice(routes: tuple[str, ...]) -> Any:
 
 
 def _shown(routes: Mapping[str, str]) -> str:
-    return "\n".join(f"- {name}: {description}" for name, description in routes.items()) or "none"
+    return "\n".join(f"- {name}: {' '.join(told.split())}" for name, told in routes.items()) or "none"

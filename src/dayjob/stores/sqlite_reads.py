@@ -303,11 +303,14 @@ class SQLiteReads:
 
         return await self._read(query)
 
-    async def memories(self, project: str) -> dict[str, bytes]:
+    async def memories(self, project: str, prefix: str = "") -> dict[str, bytes]:
+        """The values whose names begin so, by name."""
         return await self._read(
             lambda c: dict(
                 c.execute(
-                    "SELECT name, value FROM memory WHERE home = ? ORDER BY name", (project,)
+                    "SELECT name, value FROM memory WHERE home = ?1 AND name >= ?2 "
+                    "AND substr(name, 1, length(?2)) = ?2 ORDER BY name",
+                    (project, prefix),
                 ).fetchall()
             )
         )
