@@ -1,0 +1,258 @@
+"""The server beside the model endpoint that it stands in front of: what it adds to a stream, and how much it does.
+
+    python bench/server.py [streams|polls|messages …] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+WORDS = 40
+CADENCE_MS = 20.0
+MANY = 500
+START_SECONDS = 30.0
+SCRIPTED = Path(__file__).with_name("scripted_jobs.py")
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+@contextlib.contextmanager
+def process(*command: str, port: int, **environment: str) -> Iterator[None]:
+    started = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            if started.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{' '.join(command)}: did not start")
+            time.sleep(0.05)
+        yield
+    finally:
+        started.send_signal(signal.SIGTERM)
+        started.wait(30)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, model: str, *more: str, **environment: str) -> Iterator[str]:
+    port = free_port()
+    command = [
+        sys.executable, "-m", "dayjob.cli", "serve", *more, "--port", str(port), "--model", model,
+        "--store", f"sqlite:///{folder / 'served.db'}", "--files", str(folder / "files"),
+    ]  # fmt: skip
+    with process(*command, port=port, **environment):
+        yield f"http://127.0.0.1:{port}"
+
+
+def client(limit: int = 10) -> httpx2.AsyncClient:
+    limits = httpx2.Limits(max_connections=limit, max_keepalive_connections=limit)
+    return httpx2.AsyncClient(timeout=120, limits=limits, headers={"OpenAI-Beta": "assistants=v2"})
+
+
+async def events(http: httpx2.AsyncClient, url: str, body: Any) -> AsyncIterator[tuple[str, Any, float]]:
+    """The events of a stream, each with its moment of arrival."""
+    async with http.stream("POST", url, json=body) as answer:
+        if answer.status_code != 200:
+            raise SystemExit(f"{url}: {answer.status_code} {(await answer.aread()).decode()}")
+        name = ""
+        async for line in answer.aiter_lines():
+            if line.startswith("event: "):
+                name = line[7:]
+            elif line.startswith("data: "):
+                at = time.monotonic()
+                yield name, None if line[6:] == "[DONE]" else json.loads(line[6:]), at
+
+
+async def direct(http: httpx2.AsyncClient, endpoint: str) -> tuple[float, list[float]]:
+    """From asking to the first word, and how late each word is, in milliseconds."""
+    asked, delays = time.monotonic(), []
+    body = {"model": "paced", "stream": True, "messages": [{"role": "user", "content": "Speak."}]}
+    first = 0.0
+    async for _, data, at in events(http, f"{endpoint}/v1/chat/completions", body):
+        said = data["choices"][0]["delta"].get("content") if data else None
+        if said:
+            first = first or at - asked
+            delays.append(1000 * (at - float(said)))
+    return 1000 * first, delays
+
+
+async def through(http: httpx2.AsyncClient, server: str, assistant: str) -> tuple[float, list[float], list[str]]:
+    """The same through a run, with the names of its events."""
+    asked, delays, names, first = time.monotonic(), list[float](), list[str](), 0.0
+    body = {
+        "assistant_id": assistant, "stream": True,
+        "thread": {"messages": [{"role": "user", "content": "Speak."}]},
+    }  # fmt: skip
+    async for name, data, at in events(http, f"{server}/v1/threads/runs", body):
+        names.append(name)
+        if name == "thread.message.delta":
+            first = first or at - asked
+            said = data["delta"]["content"][0]["text"]["value"]
+            delays += [1000 * (at - float(word)) for word in said.split()]
+    return 1000 * first, delays, names
+
+
+async def new_assistant(http: httpx2.AsyncClient, server: str) -> str:
+    answer = await http.post(f"{server}/v1/assistants", json={"model": "paced", "instructions": "Be brief."})
+    return str(answer.raise_for_status().json()["id"])
+
+
+async def streams(folder: Path, rounds: int) -> list[str]:
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    script = str(Path(__file__).with_name("endpoint.py"))
+    with process(sys.executable, script, str(port), str(WORDS), str(CADENCE_MS), port=port):
+        environment = {"OPENAI_BASE_URL": f"{endpoint}/v1", "OPENAI_API_KEY": "none"}
+        with serving(folder, "openai:paced", "--concurrency", str(MANY), **environment) as server:
+            async with client(MANY) as http:
+                assistant = await new_assistant(http, server)
+                await through(http, server, assistant)
+                sides = [(await direct(http, endpoint), await through(http, server, assistant)) for _ in range(rounds * 3)]
+                lines = [_added(sides)]
+                begun = time.monotonic()
+                many = await asyncio.gather(*(through(http, server, assistant) for _ in range(MANY)))
+                took = time.monotonic() - begun
+                whole = [names for _, delays, names in many if len(delays) == WORDS and names[-2:] == ["thread.run.completed", "done"]]
+                late = statistics.median(delay for _, delays, _ in many for delay in delays)
+                lines.append(
+                    f"{MANY} streams at once of {WORDS} words: {len(whole)} whole, {took:.1f} s "
+                    f"(the words alone take {WORDS * CADENCE_MS / 1000:.1f} s), a word is {late:.0f} ms late (p50)"
+                )
+    return lines
+
+
+def _added(sides: list[Any]) -> str:
+    firsts = [statistics.median(side[who][0] for side in sides) for who in (0, 1)]
+    words = [statistics.median(delay for side in sides for delay in side[who][1]) for who in (0, 1)]
+    return (
+        f"a stream adds {firsts[1] - firsts[0]:.1f} ms to the first word (bar 5; {firsts[1]:.1f} against "
+        f"{firsts[0]:.1f}), and {words[1] - words[0]:.2f} ms to each (bar 1; {words[1]:.2f} against {words[0]:.2f})"
+    )
+
+
+async def create_and_poll(http: httpx2.AsyncClient, server: str, assistant: str) -> float:
+    begun = time.monotonic()
+    body = {"assistant_id": assistant, "thread": {"messages": [{"role": "user", "content": "Speak."}]}}
+    run = (await http.post(f"{server}/v1/threads/runs", json=body)).raise_for_status().json()
+    url = f"{server}/v1/threads/{run['thread_id']}/runs/{run['id']}"
+    while True:
+        answer = await http.get(url, headers={"X-Stainless-Poll-Helper": "true"})
+        run = answer.raise_for_status().json()
+        if run["status"] == "completed":
+            return 1000 * (time.monotonic() - begun)
+        if run["status"] not in ("queued", "in_progress"):
+            raise SystemExit(f"a run ended {run['status']}: {run['last_error']}")
+        await asyncio.sleep(int(answer.headers.get("openai-poll-after-ms", 1000)) / 1000)
+
+
+async def polls(folder: Path, rounds: int) -> list[str]:
+    with serving(folder, f"{SCRIPTED}:speaks") as server:
+        async with client(32) as http:
+            assistant = await new_assistant(http, server)
+            await asyncio.gather(*(create_and_poll(http, server, assistant) for _ in range(20)))
+            alone = statistics.median([await create_and_poll(http, server, assistant) for _ in range(40 * rounds)])
+            rates = []
+            for _ in range(rounds):
+                begun = time.monotonic()
+                await asyncio.gather(*(_several(http, server, assistant, 15) for _ in range(32)))
+                rates.append(32 * 15 / (time.monotonic() - begun))
+    return [
+        f"create and poll of one run: {alone:.1f} ms p50 (bar 15)",
+        f"create and poll, 32 clients: {statistics.median(rates):.0f} runs/s (bar 150)",
+    ]
+
+
+async def _several(http: httpx2.AsyncClient, server: str, assistant: str, count: int) -> None:
+    for _ in range(count):
+        await create_and_poll(http, server, assistant)
+
+
+async def messages(folder: Path, rounds: int) -> list[str]:
+    """A page of a thread, and a run, in a store that is empty and in one that holds 100,000 messages."""
+    lines = []
+    with serving(folder, f"{SCRIPTED}:speaks") as server:
+        async with client() as http:
+            assistant = await new_assistant(http, server)
+            thread = (await http.post(f"{server}/v1/threads", json={})).json()["id"]
+            for number in range(20):
+                said = {"role": "user", "content": f"word {number}"}
+                await http.post(f"{server}/v1/threads/{thread}/messages", json=said)
+            empty = await _page_and_run(http, server, assistant, thread, rounds)
+            _fill(folder / "served.db", 1_000, 100)
+            full = await _page_and_run(http, server, assistant, thread, rounds)
+    for what, before, after in zip(("a page of a thread", "create and poll of a run"), empty, full, strict=True):
+        lines.append(f"{what}, beside 100,000 messages: {after / before:.2f} x (bar 1.2; {after:.2f} against {before:.2f} ms)")
+    return lines
+
+
+async def _page_and_run(
+    http: httpx2.AsyncClient, server: str, assistant: str, thread: str, rounds: int
+) -> tuple[float, float]:
+    pages = []
+    for _ in range(60 * rounds):
+        begun = time.monotonic()
+        (await http.get(f"{server}/v1/threads/{thread}/messages")).raise_for_status()
+        pages.append(1000 * (time.monotonic() - begun))
+    runs = [await create_and_poll(http, server, assistant) for _ in range(40 * rounds)]
+    return statistics.median(pages), statistics.median(runs)
+
+
+def _fill(path: Path, threads: int, each: int) -> None:
+    """Messages by the shortest way: nothing but the rows is of interest here."""
+    with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection, connection:
+        now = time.time()
+        connection.executemany(
+            "INSERT INTO threads (home, id, project, created) VALUES (?1, ?1, 'default', ?2)",
+            [(f"thread_{t:06}", now) for t in range(threads)],
+        )
+        connection.executemany(
+            "INSERT INTO thread_messages (home, thread, n, id, message, created) VALUES (?1, ?1, ?2, ?3, ?4, ?5)",
+            [
+                (f"thread_{t:06}", n, f"msg_{t:06}_{n}", json.dumps({"role": "user", "content": "a few words " * 40}), now)
+                for t in range(threads)
+                for n in range(1, each + 1)
+            ],
+        )
+
+
+MEASURES = {"streams": streams, "polls": polls, "messages": messages}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*MEASURES, []], default=[])
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    for name in options.names or MEASURES:
+        folder = Path(tempfile.mkdtemp(prefix="dayjob-bench-"))
+        try:
+            for line in asyncio.run(MEASURES[name](folder, options.rounds)):
+                print(line, flush=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
