@@ -131,7 +131,7 @@ async def test_fifty_branches_spend_most_of_a_dollar_and_never_more(
     assert ended.status == Status.INCOMPLETE
     assert ended.output == "begun"
     assert 0.8 * BILLION <= till.taken <= BILLION
-    assert budget.spent_dollars == till.taken
+    assert budget.spent["dollars"] == till.taken
     assert "limit of $1.00 reached" in (ended.run.reason or "")
 
 
@@ -141,7 +141,7 @@ async def test_calls_that_fail_are_counted_if_they_may_be_billed(lab: CrashLab, 
     ended = await lab.run(job(branches=50, calls=20), jobs=[member], model=till, limits=Limits(dollars=1.0))
     budget = await budget_of(lab, ended)
     assert ended.status == Status.INCOMPLETE
-    assert 0.5 * BILLION <= till.taken <= budget.spent_dollars <= BILLION
+    assert 0.5 * BILLION <= till.taken <= budget.spent["dollars"] <= BILLION
 
 
 @pytest.mark.parametrize("moment", Moment)
@@ -157,7 +157,7 @@ async def test_workers_that_die_again_and_again_never_spend_more(
     )
     budget = await budget_of(lab, ended)
     assert ended.status == Status.INCOMPLETE
-    assert till.taken <= budget.spent_dollars <= BILLION
+    assert till.taken <= budget.spent["dollars"] <= BILLION
 
 
 async def test_a_death_at_any_write_never_spends_more_nor_holds_anything_back(lab: CrashLab) -> None:
@@ -172,7 +172,7 @@ async def test_a_death_at_any_write_never_spends_more_nor_holds_anything_back(la
                 limits=Limits(dollars=0.02),
             )  # fmt: skip
             budget = await budget_of(lab, ended)
-            assert till.taken <= budget.spent_dollars <= BILLION * 0.02
+            assert till.taken <= budget.spent["dollars"] <= BILLION * 0.02
             assert ended.status in (Status.INCOMPLETE, Status.COMPLETED)
             if ended.death is None:
                 break
@@ -188,7 +188,7 @@ async def test_tokens_are_limited_in_the_same_way(lab: CrashLab) -> None:
     budget = await budget_of(lab, ended)
     assert ended.status == Status.INCOMPLETE
     assert 8_000 <= till.tokens <= 10_000
-    assert budget.spent_tokens == till.tokens
+    assert budget.spent["tokens"] == till.tokens
     assert "limit of 10,000 tokens reached" in (ended.run.reason or "")
 
 
@@ -441,8 +441,8 @@ async def test_a_step_done_again_after_a_crash_counts_again(lab: CrashLab) -> No
     async for ended in lab.at_every_write(works(steps=3), limits=Limits(steps=100)):
         budget = await budget_of(lab, ended)
         assert ended.status == Status.COMPLETED
-        assert 3 <= budget.spent_steps <= 4
-        assert budget.reserved_steps == 0
+        assert 3 <= budget.spent["steps"] <= 4
+        assert budget.reserved["steps"] == 0
 
 
 async def test_a_run_whose_time_is_up_ends_in_the_middle_of_a_step() -> None:
@@ -535,7 +535,7 @@ async def test_a_person_gives_more_and_the_run_goes_on(lab: CrashLab) -> None:
     ended = await lab.run(works(steps=6), limits=ASK, outside=gives(4, 99))
     budget = await budget_of(lab, ended)
     assert ended.status == Status.COMPLETED
-    assert (budget.max_steps, budget.spent_steps) == (99, 6)
+    assert (budget.most["steps"], budget.spent["steps"]) == (99, 6)
     asked = [step for step in ended.steps if step.kind == Kind.ASK]
     assert [(step.key, step.value) for step in asked] == [("#steps", b"4"), ("#steps#2", b"99")]
     assert orjson.loads(asked[0].input)["question"] == (
@@ -569,7 +569,7 @@ async def test_more_is_given_once_whatever_dies(lab: CrashLab) -> None:
             ended = await lab.run(works(steps=4), limits=ASK, outside=questions(), death=Death(write, moment))
             budget = await budget_of(lab, ended)
             assert ended.status == Status.COMPLETED
-            assert (budget.max_steps, budget.reserved_steps) == (8, 0)
+            assert (budget.most["steps"], budget.reserved["steps"]) == (8, 0)
             if ended.death is None:
                 break
     assert lab.deaths > 20
@@ -603,7 +603,7 @@ async def test_dollars_are_asked_for_and_raised(lab: CrashLab) -> None:
     )  # fmt: skip
     budget = await budget_of(lab, ended)
     assert ended.status == Status.COMPLETED
-    assert budget.spent_dollars <= budget.max_dollars == 1.25 * BILLION
+    assert budget.spent["dollars"] <= budget.most["dollars"] == 1.25 * BILLION
 
 
 async def test_time_is_asked_for_at_the_next_step(office: PatientOffice) -> None:
