@@ -1,4 +1,4 @@
-"""Limits of a run and all its children together: dollars, tokens, steps and seconds.
+"""Limits of a run and all its children together: dollars, tokens of input and output, steps and seconds.
 
 A root run that was submitted with `Limits` has a budget in the store, and its children draw on it. What
 a call may cost at most is reserved before the call and settled after it, so that calls side by side,
@@ -37,7 +37,8 @@ QUESTIONS = {f"#{name}": name for name in NAMES}
 class Limits:
     """What a run and all its children may spend. Give at least one.
 
-    `dollars` and `tokens` are counted for model calls; `steps` for every try of a call, model or tool
+    `dollars` and `tokens` are counted for model calls, `input_tokens` for all their prompts together and
+    `output_tokens` for all answers; `steps` for every try of a call, model or tool
     step; `seconds` by the clock on the wall since the run first started, waiting included. At a limit
     the run ends `incomplete` and keeps its partial output, or, with `on_limit="ask"`, waits for a
     person to give a higher one. Raises InputError naming the field.
@@ -45,6 +46,8 @@ class Limits:
 
     dollars: float | None = None
     tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
     steps: int | None = None
     seconds: float | None = None
     on_limit: str = "stop"
@@ -67,6 +70,8 @@ class Left:
 
     dollars: float | None
     tokens: int | None
+    input_tokens: int | None
+    output_tokens: int | None
     steps: int | None
     seconds: float | None
 
@@ -235,12 +240,16 @@ def limits_fields(record: BudgetRecord) -> dict[str, object]:
     return {**found, "on_limit": record.on_limit, "run": record.run}
 
 
+def in_words(limit: str) -> str:
+    return limit.replace("_", " ")
+
+
 def question_of(reached: Reached) -> dict[str, object]:
     """What a person is asked at a limit, and the schema of the answer: the new limit, or "stop"."""
     number = "number" if reached.limit in ("dollars", "seconds") else "integer"
     return {
         "question": f"{reached.reason[0].upper()}{reached.reason[1:]}. "
-        f"Answer with a higher limit of {_in_words(reached.limit)}, or stop.",
+        f"Answer with a higher limit of {in_words(reached.limit)}, or stop.",
         "schema": {
             "anyOf": [
                 {"type": number, "exclusiveMinimum": reached.allowed, "maximum": MOST},
@@ -253,10 +262,6 @@ def question_of(reached: Reached) -> dict[str, object]:
 def _in_units(limit: str, count: int) -> float:
     """A count as people know it: dollars, not their billionths."""
     return count / BILLION if limit == "dollars" else count
-
-
-def _in_words(limit: str) -> str:
-    return limit.replace("_", " ")
 
 
 def _in_flight(record: BudgetRecord) -> bool:
@@ -281,7 +286,7 @@ def _reached(record: BudgetRecord, limit: str, need: Need) -> Reached:
         case "steps":
             said = f"limit of {most:,} steps reached: {spent:,} done"
         case _:
-            said = f"limit of {most:,} {_in_words(limit)} reached: {spent:,} spent"
+            said = f"limit of {most:,} {in_words(limit)} reached: {spent:,} spent"
             said += f", and the next call may take up to {wanted:,}"
     return Reached(limit, most, _in_units(limit, most), _in_units(limit, spent), said)
 

@@ -77,8 +77,13 @@ class Hold:
         elif reply is not None:
             if reply.dollars is not None:
                 spent["dollars"] = to_billionths(reply.dollars)
-            if tokens := reply.usage.input_tokens + reply.usage.output_tokens:
-                spent["tokens"] = tokens
+            usage = reply.usage
+            if tokens := usage.input_tokens + usage.output_tokens:
+                spent |= {
+                    "tokens": tokens,
+                    "input_tokens": usage.input_tokens,
+                    "output_tokens": usage.output_tokens,
+                }
         return Settlement(self._key, self._attempt, spent)
 
     def _settle(self, settlement: Settlement) -> None:
@@ -255,14 +260,22 @@ async def _most_of(
         room = most
         if (left_tokens := left_of(record, "tokens")) is not None:
             room = min(room, (left_tokens - input_tokens) // answers)
+        if (left_output := left_of(record, "output_tokens")) is not None:
+            room = min(room, left_output // answers)
         if (left_dollars := left_of(record, "dollars")) is not None and dollars(most) > left_dollars:
             room = min(room, bisect_right(range(most + 1), left_dollars, key=dollars) - 1)
         output = max(room, LEAST_OUTPUT_TOKENS)
-        counts = "tokens" in limited or dollars(most) > dollars(0)
+        counts = not limited.keys().isdisjoint(("tokens", "output_tokens")) or dollars(most) > dollars(0)
         return Need(amounts(output), output if counts else None, True, room < most)
 
     def amounts(output: int) -> dict[str, int]:
-        most = {"dollars": dollars(output), "tokens": input_tokens + output * answers, "steps": steps}
+        most = {
+            "dollars": dollars(output),
+            "tokens": input_tokens + output * answers,
+            "input_tokens": input_tokens,
+            "output_tokens": output * answers,
+            "steps": steps,
+        }
         return {name: amount for name, amount in most.items() if name in limited}
 
     return need

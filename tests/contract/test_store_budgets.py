@@ -134,7 +134,7 @@ async def test_what_fits_is_granted_and_what_does_not_is_refused_to_the_last_bil
     assert (await store.reserve(wish(run, "b", 0.4))).granted
 
 
-@pytest.mark.parametrize("name", ["tokens", "steps"])
+@pytest.mark.parametrize("name", ["tokens", "input_tokens", "output_tokens", "steps"])
 async def test_other_limits_hold_in_the_same_way(bench: Bench, store: Store, name: str) -> None:
     run = await bench.held(Limits(**{name: 5}))
     assert (await store.reserve(wish(run, "a", **{name: 5}))).granted
@@ -223,11 +223,13 @@ async def test_what_a_run_has_in_flight_when_it_is_let_go_of_is_spent(bench: Ben
     assert await dollars_of(store, run) == (pytest.approx(0.6), 0.0)
 
 
-@pytest.mark.parametrize(("name", "most"), [("dollars", 3 * BILLION), ("steps", 3), ("seconds", 3.0)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("dollars", 3 * BILLION), ("output_tokens", 3), ("steps", 3), ("seconds", 3.0)]
+)
 async def test_a_raise_is_for_good_and_never_lowers(
     bench: Bench, store: Store, name: str, most: float
 ) -> None:
-    run = await bench.held(Limits(dollars=2, tokens=2, steps=2, seconds=2, on_limit="ask"))
+    run = await bench.held(Limits(dollars=2, tokens=2, output_tokens=2, steps=2, seconds=2, on_limit="ask"))
     for value in (3.0, 2.5):
         await put(store, run, raised=Raise(run.id, f"#{name}", name, value, b"3"))
         budget = await store.budget(run.home, run.id)

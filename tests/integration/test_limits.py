@@ -42,7 +42,8 @@ class Till:
 
     def __init__(self, seed: int, most_words: int = 40, faulty: bool = False) -> None:
         self.taken = 0
-        self.tokens = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
         self._chance = random.Random(seed)
         self._most_words = most_words
         self._faulty = faulty
@@ -57,7 +58,8 @@ class Till:
         usage = Usage(len(orjson.dumps(request.messages)) // 4, said)
         price = self.price(request, usage)
         self.taken += round(price * BILLION)
-        self.tokens += usage.input_tokens + usage.output_tokens
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += usage.output_tokens
         await asyncio.sleep(self._chance.choice([0, 0, 0.001, 0.003]))
         if fate < 0.2:
             raise ModelUnavailable("broke off")
@@ -65,6 +67,10 @@ class Till:
 
     def price(self, request: ModelRequest, usage: Usage) -> float:
         return (usage.input_tokens * 2_000 + usage.output_tokens * 110_003) / BILLION
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
 
     async def close(self) -> None:
         pass
@@ -180,16 +186,37 @@ async def test_a_death_at_any_write_never_spends_more_nor_holds_anything_back(la
     assert crashed > 40
 
 
-async def test_tokens_are_limited_in_the_same_way(lab: CrashLab) -> None:
+@pytest.mark.parametrize("limit", ["tokens", "input_tokens", "output_tokens"])
+async def test_tokens_are_limited_in_the_same_way(lab: CrashLab, limit: str) -> None:
     till = Till(5)
     ended = await lab.run(
-        family(branches=20, calls=20), jobs=[member], model=till, limits=Limits(tokens=10_000)
+        family(branches=20, calls=20), jobs=[member], model=till, limits=Limits(**{limit: 5_000})
     )
     budget = await budget_of(lab, ended)
     assert ended.status == Status.INCOMPLETE
-    assert 8_000 <= till.tokens <= 10_000
-    assert budget.spent["tokens"] == till.tokens
-    assert "limit of 10,000 tokens reached" in (ended.run.reason or "")
+    assert 4_000 <= getattr(till, limit) <= 5_000
+    assert budget.spent[limit] == getattr(till, limit)
+    assert f"limit of 5,000 {limit.replace('_', ' ')} reached" in (ended.run.reason or "")
+
+
+@pytest.mark.parametrize("limit", ["input_tokens", "output_tokens"])
+async def test_a_death_at_any_write_never_takes_more_tokens(lab: CrashLab, limit: str) -> None:
+    most = {"input_tokens": 1_500, "output_tokens": 100}[limit]
+    crashed = 0
+    for moment in Moment:
+        for write in range(1, 100, 3):
+            till = Till(write)
+            ended = await lab.run(
+                family(branches=2, calls=1), jobs=[member], death=Death(write, moment), model=till,
+                limits=Limits(**{limit: most}),
+            )  # fmt: skip
+            budget = await budget_of(lab, ended)
+            assert getattr(till, limit) <= budget.spent[limit] <= most
+            assert budget.reserved[limit] == 0
+            if ended.death is None:
+                break
+            crashed += 1
+    assert crashed > 10
 
 
 # --- what a call costs ----------------------------------------------------------------------------------
@@ -236,6 +263,24 @@ async def test_a_call_without_max_tokens_gets_what_is_left_and_its_stored_reques
     assert limits["dollars"] == {"limit": 0.95, "spent": 0.95, "reserved": 0.0}
     assert isinstance(error, RunIncomplete)
     assert error.partial == ["stop"] * 9 + ["length"]
+
+
+async def test_a_call_without_max_tokens_gets_what_is_left_of_the_output_tokens() -> None:
+    model = Scripted(["four" * 100] * 20)  # a hundred tokens each
+    error, limits, _ = await result_of(one_after_the_other(calls=20), model, Limits(output_tokens=350))
+    assert [request.max_tokens for request in model.requests] == [350, 250, 150, 50]
+    assert limits["output_tokens"] == {"limit": 350, "spent": 350, "reserved": 0}
+    assert isinstance(error, RunIncomplete)
+    assert error.reason.startswith("limit of 350 output tokens reached: 350 spent")
+
+
+async def test_a_limit_of_input_tokens_changes_no_request() -> None:
+    model = Scripted(["Fine."] * 20)
+    error, limits, _ = await result_of(one_after_the_other(calls=20), model, Limits(input_tokens=210))
+    assert {request.max_tokens for request in model.requests} == {None}
+    assert isinstance(error, RunIncomplete)
+    assert error.reason.startswith("limit of 210 input tokens reached")
+    assert 0 < limits["input_tokens"]["spent"] <= 210
 
 
 async def test_a_run_without_limits_sends_what_was_written() -> None:
@@ -604,6 +649,17 @@ async def test_dollars_are_asked_for_and_raised(lab: CrashLab) -> None:
     budget = await budget_of(lab, ended)
     assert ended.status == Status.COMPLETED
     assert budget.spent["dollars"] <= budget.most["dollars"] == 1.25 * BILLION
+
+
+async def test_output_tokens_are_asked_for_and_raised(lab: CrashLab) -> None:
+    ended = await lab.run(
+        one_after_the_other(calls=4), model=Scripted(["four" * 100] * 4),
+        limits=Limits(output_tokens=200, on_limit="ask"), outside=gives(900),
+    )  # fmt: skip
+    asked = [step for step in ended.steps if step.kind == Kind.ASK]
+    assert ended.status == Status.COMPLETED
+    assert [(step.key, step.value) for step in asked] == [("#output_tokens", b"900")]
+    assert "a higher limit of output tokens, or stop" in orjson.loads(asked[0].input)["question"]
 
 
 async def test_time_is_asked_for_at_the_next_step(office: PatientOffice) -> None:

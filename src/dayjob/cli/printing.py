@@ -18,7 +18,9 @@ from dayjob import trace
 from dayjob.app import Dayjob
 from dayjob.errors import InputError
 from dayjob.keys import attention_of
+from dayjob.limits import in_words
 from dayjob.runs import Action, Kind, RunRecord, Status, StepRecord
+from dayjob.stores import COUNTED
 
 DEFAULT_STORE = "sqlite:///dayjob.db"
 out = Console(highlight=False)
@@ -167,9 +169,9 @@ def show_run(
 def _limits_text(record: RunRecord, limits: dict[str, Any]) -> str:
     """What of each limit is spent."""
     parts = [
-        f"{limits[name]['spent']:,} of {limits[name]['limit']:,} {name}"
-        for name in ("tokens", "steps")
-        if name in limits
+        f"{limits[name]['spent']:,} of {limits[name]['limit']:,} {in_words(name)}"
+        for name in COUNTED
+        if name in limits and name != "dollars"
     ]
     if dollars := limits.get("dollars"):
         parts.insert(0, f"{trace.money(dollars['spent'])} of {trace.money(dollars['limit'])}")
@@ -256,7 +258,9 @@ def log_event(name: str, fields: dict[str, Any]) -> None:
             f"{fields['run']} {fields['job']} {fields['status']}"
             + (f": {fields['reason']}" if fields["reason"] and fields["status"] != Status.COMPLETED else "")
         ),
-        "run.limit": lambda: f"{fields['run']} reached its limit of {fields['allowed']:g} {fields['limit']}",
+        "run.limit": lambda: (
+            f"{fields['run']} reached its limit of {fields['allowed']:g} {in_words(fields['limit'])}"
+        ),
         "run.lost": lambda: f"{fields['run']} is another worker's now",
         "run.warning": lambda: f"{fields['run']} ! step {fields['step']!r}: {fields['message']}",
         "worker.took_over": lambda: f"took over {len(fields['runs'])} runs of dead workers",

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Protocol
 from dayjob.errors import InputError
 from dayjob.runs import RunRecord, Status, StepRecord
 
-COUNTED = ("dollars", "tokens", "steps")
+COUNTED = ("dollars", "tokens", "input_tokens", "output_tokens", "steps")
 """What a budget counts, in whole numbers: dollars are billionths."""
-OF_ANSWERS = ("dollars", "tokens")
+OF_ANSWERS = ("dollars", "tokens", "output_tokens")
 """Those of them that bound how long a model's answer may be."""
 
 

@@ -133,32 +133,40 @@ CREATE TABLE messages (
 -- What a run, with all its children, may spend. Dollars are billionths, so that sums are exact. What is in
 -- flight is reserved: never spent + reserved > max, and a worker that dies leaves its reservations spent.
 CREATE TABLE budgets (
-    home             TEXT    NOT NULL,
-    run              TEXT    NOT NULL,
-    on_limit         TEXT    NOT NULL,          -- stop, ask
-    max_dollars      INTEGER,
-    max_tokens       INTEGER,
-    max_steps        INTEGER,
-    max_seconds      REAL,                      -- since the run first started
-    spent_dollars    INTEGER NOT NULL DEFAULT 0,
-    spent_tokens     INTEGER NOT NULL DEFAULT 0,
-    spent_steps      INTEGER NOT NULL DEFAULT 0,
-    reserved_dollars INTEGER NOT NULL DEFAULT 0,
-    reserved_tokens  INTEGER NOT NULL DEFAULT 0,
-    reserved_steps   INTEGER NOT NULL DEFAULT 0,
+    home                   TEXT    NOT NULL,
+    run                    TEXT    NOT NULL,
+    on_limit               TEXT    NOT NULL,    -- stop, ask
+    max_dollars            INTEGER,
+    max_tokens             INTEGER,
+    max_input_tokens       INTEGER,
+    max_output_tokens      INTEGER,
+    max_steps              INTEGER,
+    max_seconds            REAL,                -- since the run first started
+    spent_dollars          INTEGER NOT NULL DEFAULT 0,
+    spent_tokens           INTEGER NOT NULL DEFAULT 0,
+    spent_input_tokens     INTEGER NOT NULL DEFAULT 0,
+    spent_output_tokens    INTEGER NOT NULL DEFAULT 0,
+    spent_steps            INTEGER NOT NULL DEFAULT 0,
+    reserved_dollars       INTEGER NOT NULL DEFAULT 0,
+    reserved_tokens        INTEGER NOT NULL DEFAULT 0,
+    reserved_input_tokens  INTEGER NOT NULL DEFAULT 0,
+    reserved_output_tokens INTEGER NOT NULL DEFAULT 0,
+    reserved_steps         INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (home, run)
 );
 
 -- A step in flight: the most that it may cost. Deleted in the transaction that writes the step's row.
 CREATE TABLE reservations (
-    home    TEXT    NOT NULL,
-    run     TEXT    NOT NULL,
-    key     TEXT    NOT NULL,
-    attempt INTEGER NOT NULL,
-    budget  TEXT    NOT NULL,
-    dollars INTEGER NOT NULL,
-    tokens  INTEGER NOT NULL,
-    steps   INTEGER NOT NULL,
+    home          TEXT    NOT NULL,
+    run           TEXT    NOT NULL,
+    key           TEXT    NOT NULL,
+    attempt       INTEGER NOT NULL,
+    budget        TEXT    NOT NULL,
+    dollars       INTEGER NOT NULL,
+    tokens        INTEGER NOT NULL,
+    input_tokens  INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    steps         INTEGER NOT NULL,
     PRIMARY KEY (home, run, key, attempt)
 );
 
