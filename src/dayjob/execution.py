@@ -354,7 +354,8 @@ class Execution:
                 "run.limit", run=self.record.id, limit=reached.limit, allowed=reached.allowed, spent=reached.spent,
                 on_limit="stop",
             )  # fmt: skip
-        return End(Status.INCOMPLETE, reached.reason)
+        error = StepError("LimitReached", reached.reason, limit=reached.limit)
+        return End(Status.INCOMPLETE, reached.reason, None, error_bytes(error))
 
     def continue_as(self, request: Request) -> None:
         record = self.record

@@ -186,7 +186,7 @@ async def _at_limit(run: Steps, budget: Budget, reached: Reached, raises: int) -
     `raises` is how often it had been raised here before it was reached.
     """
     if run.keeper.end is not None:
-        raise StepError("RunIncomplete", reached.reason, step=run.scope.current)
+        raise StepError("RunIncomplete", reached.reason, step=run.scope.current, limit=reached.limit)
     if budget.asks:
         await patiently(budget.look_again)  # another process may have been given more
         if raises != budget.raises or most_of(budget.record, reached.limit) > reached.most:

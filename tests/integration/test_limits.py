@@ -197,6 +197,7 @@ async def test_tokens_are_limited_in_the_same_way(lab: CrashLab, limit: str) -> 
     assert 4_000 <= getattr(till, limit) <= 5_000
     assert budget.spent[limit] == getattr(till, limit)
     assert f"limit of 5,000 {limit.replace('_', ' ')} reached" in (ended.run.reason or "")
+    assert orjson.loads(ended.run.error or b"{}")["limit"] == limit
 
 
 @pytest.mark.parametrize("limit", ["input_tokens", "output_tokens"])
@@ -480,6 +481,23 @@ async def test_children_draw_on_the_budget_of_their_root(lab: CrashLab) -> None:
     assert ended.output[2].startswith("RunIncomplete: child run_")
     assert ended.output[2].endswith("limit of 7 steps reached: 7 done")
     assert executed["step"] == 7 and "last" not in executed
+
+
+async def test_the_stored_run_says_which_limit_was_reached_whatever_dies(lab: CrashLab) -> None:
+    @job
+    async def parent(run: Run) -> Any:
+        return await (await run.start(works(steps=3))).result()
+
+    async for ended in lab.at_every_write(works(steps=3), limits=Limits(steps=2)):
+        error = orjson.loads(ended.run.error or b"{}")
+        assert (error["type"], error["limit"], error["message"]) == (
+            "LimitReached",
+            "steps",
+            ended.run.reason,
+        )
+    ended = await lab.run(parent(), jobs=[works], limits=Limits(steps=2))
+    error = orjson.loads(ended.run.error or b"{}")
+    assert (ended.status, error["type"], error["limit"]) == (Status.INCOMPLETE, "RunIncomplete", "steps")
 
 
 async def test_a_step_done_again_after_a_crash_counts_again(lab: CrashLab) -> None:
