@@ -12,6 +12,7 @@ DayjobError
 ├── ValueTooLarge         a value is over the limit
 ├── WindowTooSmall        not even the last message fits the model's window
 ├── StepError             a step failed; what a job catches
+├── Incomplete            a job says: I end here, with what I have
 ├── NotDone               a tool says: it certainly did not happen
 ├── Unknown               a tool says: it may have happened
 ├── IntentRefused         the run was cancelled before a write was sent
@@ -180,6 +181,14 @@ def _rebuild_step_error(
     return StepError(type, message, retryable, step=step, limit=limit)
 
 
+class Incomplete(DayjobError):
+    """The job stops early: its run ends incomplete, with what is said here as its reason.
+
+    Raised by a job, or by a step of it that nobody catches. The run keeps what `run.partial` was given last;
+    what it did is not undone.
+    """
+
+
 class NotDone(DayjobError):
     """It certainly did not happen: nothing was sent, or the receiver said no before doing anything.
 
@@ -227,7 +236,7 @@ class RunExpired(RunEnded):
 
 
 class RunIncomplete(RunEnded):
-    """The run reached a limit; its partial output is kept."""
+    """The run reached a limit, or its job stopped early; its partial output is kept."""
 
 
 class ModelError(DayjobError):

@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 from dayjob.errors import (
     DayjobError,
+    Incomplete,
     InputError,
     ModelNotConfigured,
     StepError,
@@ -326,10 +327,11 @@ class Execution:
     def _failure(self, error: StepError) -> End:
         named = error.message.startswith(("step ", "model step "))
         where = f"step {error.step!r}: " if error.step and not named else ""
-        reason = self.redact.text(f"{where}{error}")
+        reason = error.message if error.type == Incomplete.__name__ else f"{where}{error}"
         # a limit is that of the whole family: one that a child reached, and nobody caught, is reached by all
-        status = Status.INCOMPLETE if error.type == "RunIncomplete" else Status.FAILED
-        return End(status, reason, None, self.redact(error_bytes(error)))
+        early = error.type in (Incomplete.__name__, "RunIncomplete")
+        status = Status.INCOMPLETE if early else Status.FAILED
+        return End(status, self.redact.text(reason), None, self.redact(error_bytes(error)))
 
     def _decide(self, end: End) -> None:
         """The run is to end this way; the first decision stands."""
