@@ -232,7 +232,7 @@ class RunCancelled(RunEnded):
 
 
 class RunExpired(RunEnded):
-    """The run waited past its deadline."""
+    """The run was not over at its deadline, or waited past that of a question."""
 
 
 class RunIncomplete(RunEnded):

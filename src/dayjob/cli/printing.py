@@ -140,6 +140,7 @@ def show_run(
         "begun": f"{trace.clock(record.created)}, {trace.ago(record.created)}",
         "reason": record.reason if record.status != Status.COMPLETED else None,
         "verdict": None if record.success is None else _verdict(record),
+        "expires": trace.clock(record.expires) if record.expires else None,
         "limits": _limits_text(record, limits or {}),
         "from": record.source,
         "version": record.version,
@@ -297,7 +298,7 @@ async def document(app: Dayjob, run: str) -> dict[str, Any]:
 def run_fields(record: RunRecord) -> dict[str, Any]:
     copied = (
         "id", "job", "status", "reason", "created", "started", "ended", "attempts", "queue", "priority",
-        "source", "version", "thread", "parent", "next_run", "dollars",
+        "source", "version", "thread", "parent", "next_run", "dollars", "expires",
     )  # fmt: skip
     fields = {name: getattr(record, name) for name in copied}
     fields["tags"] = _loaded(record.tags) or []

@@ -213,6 +213,9 @@ class Swept(NamedTuple):
     warned: Sequence[tuple[str, str, float]] = ()
     """Actions whose deadline is near: (run, key, due)."""
 
+    expired: Sequence[str] = ()
+    """Runs whose time is up; those that had begun are asked to stop."""
+
 
 class Beat(NamedTuple):
     """The answer to a heartbeat: None held means that the worker was declared dead."""

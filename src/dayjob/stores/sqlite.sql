@@ -16,7 +16,7 @@ CREATE TABLE runs (
     job             TEXT    NOT NULL,
     version         TEXT,                       -- of the code that claimed it last
     status          TEXT    NOT NULL,
-    outcome         TEXT,                       -- while unwinding: the status to come
+    outcome         TEXT,                       -- while unwinding, or when time is up: the status to come
     reason          TEXT,
     epoch           INTEGER NOT NULL DEFAULT 0, -- raised by each claim: the fence
     wakes           INTEGER NOT NULL DEFAULT 0, -- raised by each event from outside
@@ -27,6 +27,8 @@ CREATE TABLE runs (
     queue           TEXT    NOT NULL,
     priority        INTEGER NOT NULL DEFAULT 0,
     due             REAL,                       -- parked: next timer; not admitted: start of the delay's end
+    expires         REAL,                       -- when it expires; NULL: never, or it is ending already
+    expires_seconds REAL,                       -- as it was submitted: a resumed run has as long again
     thread          TEXT,
     root            TEXT    NOT NULL,
     parent          TEXT,
@@ -66,6 +68,7 @@ CREATE INDEX runs_claimable ON runs (queue, priority DESC, id, job, version)
     WHERE worker IS NULL AND admitted = 1 AND status IN ('queued', 'cancelling', 'unwinding');
 CREATE INDEX runs_held ON runs (worker) WHERE worker IS NOT NULL;
 CREATE INDEX runs_due ON runs (due) WHERE due IS NOT NULL;
+CREATE INDEX runs_expires ON runs (expires) WHERE expires IS NOT NULL;
 CREATE INDEX runs_parent ON runs (parent) WHERE parent IS NOT NULL;
 CREATE INDEX runs_enqueued_thread ON runs (thread, id) WHERE admitted = 0 AND thread IS NOT NULL;
 
