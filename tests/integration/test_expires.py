@@ -295,6 +295,7 @@ async def test_a_deadline_survives_a_death_at_any_write() -> None:
         if not (await app.get(run)).status.is_parked:
             return False
         clock.advance(DAY)
+        await app.store.sweep(MAX_ATTEMPTS)
         return True
 
     crashed = 0
