@@ -1,6 +1,6 @@
 """The server beside the model endpoint that it stands in front of: what it adds to a stream, and how much it does.
 
-    python bench/server.py [streams|polls|messages …] [--rounds 5]
+python bench/server.py [streams|polls|messages …] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ async def direct(http: httpx2.AsyncClient, endpoint: str) -> tuple[float, list[f
     return 1000 * first, delays
 
 
-async def through(http: httpx2.AsyncClient, server: str, assistant: str) -> tuple[float, list[float], list[str]]:
+async def through(
+    http: httpx2.AsyncClient, server: str, assistant: str
+) -> tuple[float, list[float], list[str]]:
     """The same through a run, with the names of its events."""
     asked, delays, names, first = time.monotonic(), list[float](), list[str](), 0.0
     body = {
@@ -129,12 +131,19 @@ async def streams(folder: Path, rounds: int) -> list[str]:
             async with client(MANY) as http:
                 assistant = await new_assistant(http, server)
                 await through(http, server, assistant)
-                sides = [(await direct(http, endpoint), await through(http, server, assistant)) for _ in range(rounds * 3)]
+                sides = [
+                    (await direct(http, endpoint), await through(http, server, assistant))
+                    for _ in range(rounds * 3)
+                ]
                 lines = [_added(sides)]
                 begun = time.monotonic()
                 many = await asyncio.gather(*(through(http, server, assistant) for _ in range(MANY)))
                 took = time.monotonic() - begun
-                whole = [names for _, delays, names in many if len(delays) == WORDS and names[-2:] == ["thread.run.completed", "done"]]
+                whole = [
+                    names
+                    for _, delays, names in many
+                    if len(delays) == WORDS and names[-2:] == ["thread.run.completed", "done"]
+                ]
                 late = statistics.median(delay for _, delays, _ in many for delay in delays)
                 lines.append(
                     f"{MANY} streams at once of {WORDS} words: {len(whole)} whole, {took:.1f} s "
@@ -172,7 +181,9 @@ async def polls(folder: Path, rounds: int) -> list[str]:
         async with client(32) as http:
             assistant = await new_assistant(http, server)
             await asyncio.gather(*(create_and_poll(http, server, assistant) for _ in range(20)))
-            alone = statistics.median([await create_and_poll(http, server, assistant) for _ in range(40 * rounds)])
+            alone = statistics.median(
+                [await create_and_poll(http, server, assistant) for _ in range(40 * rounds)]
+            )
             rates = []
             for _ in range(rounds):
                 begun = time.monotonic()
@@ -202,8 +213,12 @@ async def messages(folder: Path, rounds: int) -> list[str]:
             empty = await _page_and_run(http, server, assistant, thread, rounds)
             _fill(folder / "served.db", 1_000, 100)
             full = await _page_and_run(http, server, assistant, thread, rounds)
-    for what, before, after in zip(("a page of a thread", "create and poll of a run"), empty, full, strict=True):
-        lines.append(f"{what}, beside 100,000 messages: {after / before:.2f} x (bar 1.2; {after:.2f} against {before:.2f} ms)")
+    for what, before, after in zip(
+        ("a page of a thread", "create and poll of a run"), empty, full, strict=True
+    ):
+        lines.append(
+            f"{what}, beside 100,000 messages: {after / before:.2f} x (bar 1.2; {after:.2f} against {before:.2f} ms)"
+        )
     return lines
 
 
@@ -230,7 +245,13 @@ def _fill(path: Path, threads: int, each: int) -> None:
         connection.executemany(
             "INSERT INTO thread_messages (home, thread, n, id, message, created) VALUES (?1, ?1, ?2, ?3, ?4, ?5)",
             [
-                (f"thread_{t:06}", n, f"msg_{t:06}_{n}", json.dumps({"role": "user", "content": "a few words " * 40}), now)
+                (
+                    f"thread_{t:06}",
+                    n,
+                    f"msg_{t:06}_{n}",
+                    json.dumps({"role": "user", "content": "a few words " * 40}),
+                    now,
+                )
                 for t in range(threads)
                 for n in range(1, each + 1)
             ],

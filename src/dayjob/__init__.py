@@ -3,6 +3,7 @@
 from dayjob.app import Dayjob, Handle
 from dayjob.errors import (
     DayjobError,
+    Incomplete,
     InputError,
     NotDone,
     RunCancelled,
@@ -26,6 +27,7 @@ __all__ = [
     "DayjobError",
     "Deadline",
     "Handle",
+    "Incomplete",
     "InputError",
     "Limits",
     "NotDone",

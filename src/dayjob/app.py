@@ -201,6 +201,7 @@ class Dayjob:
         queue: str = "default",
         priority: int = 0,
         delay: float = 0.0,
+        expires: float | None = None,
         limits: Limits | None = None,
         tags: Iterable[str] = (),
         when_busy: str = "refuse",
@@ -212,10 +213,11 @@ class Dayjob:
         """Queues a run; it is durable when this returns.
 
         The same `key` for the same job gives the run that is there already; with other input it raises
-        SubmitConflict. A higher `priority` goes first. `delay` is in seconds. A `thread` has one active
-        run: a second raises ThreadBusy, or waits its turn with `when_busy="enqueue"`. `limits` are for
-        the run and all its children together. `details` are kept with the run for its client, and `messages`
-        added to its thread, if the run is queued.
+        SubmitConflict. A higher `priority` goes first. `delay` is in seconds. A run that is not over
+        `expires` seconds from now ends expired, whatever it is doing. A `thread` has one active run: a second
+        raises ThreadBusy, or waits its turn with `when_busy="enqueue"`. `limits` are for the run and all its
+        children together. `details` are kept with the run for its client, and `messages` added to its thread,
+        if the run is queued.
         """
         if not isinstance(request, Request):
             raise InputError(
@@ -231,6 +233,8 @@ class Dayjob:
         _check_text("queue", queue, needed=True)
         _check_priority(priority)
         delay = seconds_of("delay", delay)
+        if expires is not None:
+            expires = seconds_of("expires", expires)
         await self._make_known(request.job)
         now = self._clock()
         record = new_run(
@@ -242,6 +246,8 @@ class Dayjob:
             record.limits, record.budget = limits.to_json(), record.id
         if delay > 0:
             record.admitted, record.due = 0, now + delay
+        if expires is not None:
+            record.expires, record.expires_seconds = now + expires, expires
         stored = await self.store.submit(record, when_busy, messages)
         for worker in self._workers:
             worker.poke()

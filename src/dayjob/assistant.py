@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from dayjob.context import Policy, auto
-from dayjob.errors import StepError
+from dayjob.errors import Incomplete, StepError
 from dayjob.jobs import Job, job
 from dayjob.patterns.agent import agent
 from dayjob.run import Run
@@ -80,7 +80,7 @@ def assistant_job(tools: Iterable[Tool[..., Any]] = ()) -> Job:
         except StepError as error:
             if error.type != "CutOff":
                 raise
-            raise StepError("Incomplete", "max_completion_tokens") from None
+            raise Incomplete("max_completion_tokens") from None
 
     return assistant
 

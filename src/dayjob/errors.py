@@ -12,6 +12,7 @@ DayjobError
 ├── ValueTooLarge         a value is over the limit
 ├── WindowTooSmall        not even the last message fits the model's window
 ├── StepError             a step failed; what a job catches
+├── Incomplete            a job says: I end here, with what I have
 ├── NotDone               a tool says: it certainly did not happen
 ├── Unknown               a tool says: it may have happened
 ├── IntentRefused         the run was cancelled before a write was sent
@@ -109,7 +110,8 @@ class StepError(DayjobError):
     """A step failed. It is the one error that steps raise, live and on replay alike.
 
     `type` is the class name of the original error, `message` its text; `retryable` tells whether
-    trying again may help; `step` is the key of the step that failed first, when it came from a step.
+    trying again may help; `step` is the key of the step that failed first, when it came from a step;
+    `limit` is the one of `Limits` that was reached, if that is what it came from.
     """
 
     type = "StepError"
@@ -117,6 +119,7 @@ class StepError(DayjobError):
     step: str | None = None
     retry_after: float | None = None
     traceback: str | None = None
+    limit: str | None = None
 
     def __init__(
         self,
@@ -127,24 +130,28 @@ class StepError(DayjobError):
         step: str | None = None,
         retry_after: float | None = None,
         traceback: str | None = None,
+        limit: str | None = None,
     ) -> None:
         self.type = type
         self.retryable = retryable
         self.step = step
         self.retry_after = retry_after
         self.traceback = traceback
+        self.limit = limit
         super().__init__(message)
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_step_error, (self.type, self.message, self.retryable, self.step)
+        return _rebuild_step_error, (self.type, self.message, self.retryable, self.step, self.limit)
 
 
 def step_error_of(problem: BaseException, step: str | None) -> StepError:
     """Any exception as a StepError. Never raises, whatever the exception's own methods do."""
+    limit = None
     if isinstance(problem, StepError):
+        limit = problem.limit
         kind, message, told = text_of(problem.type), text_of(problem.message), problem.traceback
         step = problem.step or step
     else:
@@ -152,7 +159,9 @@ def step_error_of(problem: BaseException, step: str | None) -> StepError:
         told = _attempted(lambda: "".join(traceback.format_exception(problem)))
     retryable = _attempted(lambda: bool(getattr(problem, "retryable", False)))
     retry_after = _attempted(lambda: _seconds(getattr(problem, "retry_after", None)))
-    return StepError(kind, message, retryable or False, step=step, retry_after=retry_after, traceback=told)
+    return StepError(
+        kind, message, retryable or False, step=step, retry_after=retry_after, traceback=told, limit=limit
+    )
 
 
 def text_of(problem: object) -> str:
@@ -173,8 +182,18 @@ def _attempted(make: Callable[[], T]) -> T | None:
         return None
 
 
-def _rebuild_step_error(type: str, message: str, retryable: bool, step: str | None) -> StepError:
-    return StepError(type, message, retryable, step=step)
+def _rebuild_step_error(
+    type: str, message: str, retryable: bool, step: str | None, limit: str | None
+) -> StepError:
+    return StepError(type, message, retryable, step=step, limit=limit)
+
+
+class Incomplete(DayjobError):
+    """The job stops early: its run ends incomplete, with what is said here as its reason.
+
+    Raised by a job, or by a step of it that nobody catches. The run keeps what `run.partial` was given last;
+    what it did is not undone.
+    """
 
 
 class NotDone(DayjobError):
@@ -220,11 +239,11 @@ class RunCancelled(RunEnded):
 
 
 class RunExpired(RunEnded):
-    """The run waited past its deadline."""
+    """The run was not over at its deadline, or waited past that of a question."""
 
 
 class RunIncomplete(RunEnded):
-    """The run reached a limit; its partial output is kept."""
+    """The run reached a limit, or its job stopped early; its partial output is kept."""
 
 
 class ModelError(DayjobError):

@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 from dayjob.errors import (
     DayjobError,
+    Incomplete,
     InputError,
     ModelNotConfigured,
     StepError,
@@ -148,7 +149,7 @@ class Execution:
         self.following: RunRecord | None = None
         self.budget: Budget | None = None
         self._planned: End | None = None
-        self._cancellation: str | None = None
+        self._stop: End | None = None  # asked for from outside
         self._pin: str | None = None
         self._received: set[str] = set()
         self._answers: dict[tuple[str, int], bytes] = {}
@@ -327,10 +328,11 @@ class Execution:
     def _failure(self, error: StepError) -> End:
         named = error.message.startswith(("step ", "model step "))
         where = f"step {error.step!r}: " if error.step and not named else ""
-        reason = self.redact.text(f"{where}{error}")
+        reason = error.message if error.type == Incomplete.__name__ else f"{where}{error}"
         # a limit is that of the whole family: one that a child reached, and nobody caught, is reached by all
-        status = Status.INCOMPLETE if error.type == "RunIncomplete" else Status.FAILED
-        return End(status, reason, None, self.redact(error_bytes(error)))
+        early = error.type in (Incomplete.__name__, "RunIncomplete")
+        status = Status.INCOMPLETE if early else Status.FAILED
+        return End(status, self.redact.text(reason), None, self.redact(error_bytes(error)))
 
     def _decide(self, end: End) -> None:
         """The run is to end this way; the first decision stands."""
@@ -355,7 +357,8 @@ class Execution:
                 "run.limit", run=self.record.id, limit=reached.limit, allowed=reached.allowed, spent=reached.spent,
                 on_limit="stop",
             )  # fmt: skip
-        return End(Status.INCOMPLETE, reached.reason)
+        error = StepError("LimitReached", reached.reason, limit=reached.limit)
+        return End(Status.INCOMPLETE, reached.reason, None, error_bytes(error))
 
     def continue_as(self, request: Request) -> None:
         record = self.record
@@ -363,6 +366,7 @@ class Execution:
             request, self.redact(request.input), self.services.clock(), home=record.home,
             project=record.project, queue=record.queue, priority=record.priority, thread=record.thread,
             parent=record.parent, parent_key=record.parent_key, tags=record.tags, source=record.source,
+            expires=record.expires, expires_seconds=record.expires_seconds,
             root=record.root if record.parent else None, budget=record.budget,
         )  # fmt: skip
         self._decide(End(Status.COMPLETED, f"continued as {self.following.id}"))
@@ -464,13 +468,14 @@ class Execution:
     async def _until_guarded(
         self, verb: Callable[..., Awaitable[Held]], end: End, give_way: bool = False
     ) -> End:
-        """Writes how the run ends, whatever wakes it meanwhile; a cancellation that came first wins.
+        """Writes how the run ends, whatever wakes it meanwhile; a stop that was asked for first wins.
 
         With `give_way` nothing is written then: another end comes after other things.
         """
         while True:
-            if self._cancellation is not None and end.status != Status.CANCELLED and not self._is_unwinding:
-                end = End(Status.CANCELLED, self._cancellation, end.output, end.error)
+            stop = self._stop
+            if stop is not None and end.status != stop.status and not self._is_unwinding:
+                end = End(stop.status, stop.reason, end.output, end.error)
                 if give_way:
                     return end
             if await self._guarded(lambda *run, end=end: verb(*run, end)) is not Held.WOKEN:
@@ -718,9 +723,10 @@ class Execution:
     def _react_to(self, loaded: Loaded) -> None:
         self._take_in(loaded)
         if loaded.status == Status.CANCELLING:
-            self._cancellation = loaded.reason or Status.CANCELLED
+            status = Status(loaded.outcome or Status.CANCELLED)
+            self._stop = End(status, loaded.reason or status)
             if self.end is None:
-                self._decide(End(Status.CANCELLED, loaded.reason))
+                self._decide(self._stop)
 
     def _take_in(self, loaded: Loaded) -> None:
         self.wakes = loaded.wakes

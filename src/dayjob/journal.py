@@ -365,6 +365,7 @@ def error_bytes(error: StepError, **flags: bool) -> bytes:
         "message": error.message,
         "retryable": error.retryable,
         "step": error.step,
+        "limit": error.limit,
         "traceback": error.traceback,
     }
     kept = {name: _printable(value) for name, value in fields.items() if value is not None}
@@ -378,4 +379,6 @@ def _printable(value: Any) -> Any:
 def stored_error(data: bytes, key: str | None = None) -> StepError:
     """The error as the job sees it, live and on replay alike."""
     fields = orjson.loads(data)
-    return StepError(fields["type"], fields["message"], fields["retryable"], step=fields.get("step", key))
+    return StepError(
+        fields["type"], fields["message"], fields["retryable"], step=fields.get("step", key), limit=fields.get("limit")
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Limits of a run and all its children together: dollars, tokens, steps and seconds.
+"""Limits of a run and all its children together: dollars, tokens of input and output, steps and seconds.
 
 A root run that was submitted with `Limits` has a budget in the store, and its children draw on it. What
 a call may cost at most is reserved before the call and settled after it, so that calls side by side,
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from typing import Any
 
 import orjson
 
 from dayjob.errors import InputError
-from dayjob.stores import BudgetRecord, Reservation, Settlement, Store
+from dayjob.stores import COUNTED, OF_ANSWERS, BudgetRecord, Reservation, Settlement, Store
 
 BILLION = 1_000_000_000
 POLL_SECONDS = 0.5
@@ -25,20 +26,19 @@ POLL_SECONDS = 0.5
 MOST = 1_000_000_000
 """Of any limit: what the store can count."""
 
-QUESTIONS = {
-    "#dollars": "dollars",
-    "#tokens": "tokens",
-    "#steps": "steps",
-    "#seconds": "seconds",
-}
+NAMES = (*COUNTED, "seconds")
+"""Everything that may be limited."""
+
+QUESTIONS = {f"#{name}": name for name in NAMES}
 """The names of the actions that ask for a higher limit; no step's own key can begin with a "#"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a run and all its children may spend. Give at least one of the four.
+    """What a run and all its children may spend. Give at least one.
 
-    `dollars` and `tokens` are counted for model calls; `steps` for every try of a call, model or tool
+    `dollars` and `tokens` are counted for model calls, `input_tokens` for all their prompts together and
+    `output_tokens` for all answers; `steps` for every try of a call, model or tool
     step; `seconds` by the clock on the wall since the run first started, waiting included. At a limit
     the run ends `incomplete` and keeps its partial output, or, with `on_limit="ask"`, waits for a
     person to give a higher one. Raises InputError naming the field.
@@ -46,15 +46,17 @@ class Limits:
 
     dollars: float | None = None
     tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
     steps: int | None = None
     seconds: float | None = None
     on_limit: str = "stop"
 
     def __post_init__(self) -> None:
-        for name in ("dollars", "tokens", "steps", "seconds"):
-            _check(name, getattr(self, name), whole=name in ("tokens", "steps"))
-        if self.dollars is self.tokens is self.steps is self.seconds is None:
-            raise InputError("limits: give at least one of dollars, tokens, steps and seconds")
+        for name in NAMES:
+            _check(name, getattr(self, name))
+        if all(getattr(self, name) is None for name in NAMES):
+            raise InputError(f"limits: give at least one of {', '.join(NAMES[:-1])} and {NAMES[-1]}")
         if self.on_limit not in ("stop", "ask"):
             raise InputError(f'limits: on_limit: expected "stop" or "ask", got {self.on_limit!r}')
 
@@ -68,21 +70,21 @@ class Left:
 
     dollars: float | None
     tokens: int | None
+    input_tokens: int | None
+    output_tokens: int | None
     steps: int | None
     seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The most that a step may cost.
+    """The most that a step may cost, by what is counted.
 
     `max_tokens` is what the answer may have, `chosen` if the job did not say; `takes_rest` if that is less
     than it would be if more were left.
     """
 
-    dollars: int = 0
-    tokens: int = 0
-    steps: int = 0
+    amounts: Mapping[str, int]
     max_tokens: int | None = None
     chosen: bool = False
     takes_rest: bool = False
@@ -132,13 +134,9 @@ class Budget:
 
     def left(self, now: float) -> Left:
         record, until = self.record, self.until
-        dollars = left_of(record, "dollars")
-        return Left(
-            None if dollars is None else dollars / BILLION,
-            left_of(record, "tokens"),
-            left_of(record, "steps"),
-            record.max_seconds if until is None else max(until - now, 0.0),
-        )
+        left: dict[str, Any] = dict.fromkeys(COUNTED)
+        left |= {name: _in_units(name, left_of(record, name) or 0) for name in record.most}
+        return Left(**left, seconds=record.max_seconds if until is None else max(until - now, 0.0))
 
     def time_reached(self, now: float) -> Reached | None:
         until = self.until
@@ -176,12 +174,8 @@ class Budget:
     async def _try(self, who: Reservation, need: Callable[[BudgetRecord], Need]) -> Need | Reached | No:
         while True:
             wanted = need(self.record)
-            rest_of = (self.record.spent_dollars, self.record.spent_tokens) if wanted.takes_rest else None
-            reserved = await self._store.reserve(
-                who._replace(
-                    dollars=wanted.dollars, tokens=wanted.tokens, steps=wanted.steps, rest_of=rest_of
-                )
-            )
+            rest_of = self.record.spent if wanted.takes_rest else None
+            reserved = await self._store.reserve(who._replace(amounts=wanted.amounts, rest_of=rest_of))
             self.record = record = reserved.budget
             if not reserved.held:
                 return No.LOST
@@ -189,7 +183,7 @@ class Budget:
                 return wanted
             now_wanted = need(record)
             short = _short_of(record, now_wanted)
-            if short is not None and not _reserved(record, short):
+            if short is not None and not record.reserved[short]:
                 return _reached(record, short, now_wanted)
             if short is not None or (now_wanted.takes_rest and _in_flight(record)):
                 return No.ROOM_YET
@@ -197,43 +191,37 @@ class Budget:
     def settled(self, held: Need, settlement: Settlement) -> None:
         """A step is over: what it left over is free again."""
         record = self.record
-        spent = {
-            name: getattr(held, name) if (known := getattr(settlement, name)) is None else known
-            for name in ("dollars", "tokens", "steps")
-        }
-        self.record = replace(
-            record,
-            spent_dollars=record.spent_dollars + spent["dollars"],
-            spent_tokens=record.spent_tokens + spent["tokens"],
-            spent_steps=record.spent_steps + spent["steps"],
-            reserved_dollars=max(record.reserved_dollars - held.dollars, 0),
-            reserved_tokens=max(record.reserved_tokens - held.tokens, 0),
-            reserved_steps=max(record.reserved_steps - held.steps, 0),
-        )
+        spent, reserved = dict(record.spent), dict(record.reserved)
+        for name in COUNTED:
+            amount = held.amounts.get(name, 0)
+            spent[name] += settlement.spent.get(name, amount)
+            reserved[name] = max(reserved[name] - amount, 0)
+        self.record = replace(record, spent=spent, reserved=reserved)
         self._news.set()
 
     def raised(self, limit: str, value: float | None) -> None:
         """A person has answered: with a higher limit, or None to stop at the limits from now on."""
         record = self.record
         self.raises += 1
-        match limit:
-            case _ if value is None:
-                self.record = replace(record, on_limit="stop")
-            case "dollars":
-                self.record = replace(record, max_dollars=max(record.max_dollars or 0, to_billionths(value)))
-            case "tokens":
-                self.record = replace(record, max_tokens=max(record.max_tokens or 0, int(value)))
-            case "steps":
-                self.record = replace(record, max_steps=max(record.max_steps or 0, int(value)))
-            case "seconds":
-                self.record = replace(record, max_seconds=max(record.max_seconds or 0.0, value))
+        if value is None:
+            self.record = replace(record, on_limit="stop")
+        elif limit == "seconds":
+            self.record = replace(record, max_seconds=max(record.max_seconds or 0.0, value))
+        else:
+            most = to_billionths(value) if limit == "dollars" else int(value)
+            self.record = replace(record, most={**record.most, limit: max(record.most.get(limit, 0), most)})
         self._news.set()
 
 
 def left_of(record: BudgetRecord, limit: str) -> int | None:
     """What can still be reserved, dollars in billionths; None without that limit."""
-    most: int | None = getattr(record, f"max_{limit}")
-    return None if most is None else max(most - _spent(record, limit) - _reserved(record, limit), 0)
+    most = record.most.get(limit)
+    return None if most is None else max(most - record.spent[limit] - record.reserved[limit], 0)
+
+
+def most_of(record: BudgetRecord, limit: str) -> float:
+    """What a limit allows, in the budget's own unit."""
+    return (record.max_seconds or 0.0) if limit == "seconds" else record.most[limit]
 
 
 def to_billionths(dollars: float) -> int:
@@ -244,17 +232,16 @@ def to_billionths(dollars: float) -> int:
 def limits_fields(record: BudgetRecord) -> dict[str, object]:
     """A budget for people and programs: by limit what is allowed, spent and in flight."""
     found: dict[str, object] = {}
-    for name in ("dollars", "tokens", "steps", "seconds"):
-        most = getattr(record, f"max_{name}")
-        if most is None:
-            continue
-        if name == "seconds":
-            found[name] = {"limit": most, "since": record.started}
-            continue
-        unit = BILLION if name == "dollars" else 1
-        counts = {"limit": most, "spent": _spent(record, name), "reserved": _reserved(record, name)}
-        found[name] = {what: count / unit if unit > 1 else count for what, count in counts.items()}
+    for name, most in record.most.items():
+        counts = {"limit": most, "spent": record.spent[name], "reserved": record.reserved[name]}
+        found[name] = {what: _in_units(name, count) for what, count in counts.items()}
+    if record.max_seconds is not None:
+        found["seconds"] = {"limit": record.max_seconds, "since": record.started}
     return {**found, "on_limit": record.on_limit, "run": record.run}
+
+
+def in_words(limit: str) -> str:
+    return limit.replace("_", " ")
 
 
 def question_of(reached: Reached) -> dict[str, object]:
@@ -262,7 +249,7 @@ def question_of(reached: Reached) -> dict[str, object]:
     number = "number" if reached.limit in ("dollars", "seconds") else "integer"
     return {
         "question": f"{reached.reason[0].upper()}{reached.reason[1:]}. "
-        f"Answer with a higher limit of {reached.limit}, or stop.",
+        f"Answer with a higher limit of {in_words(reached.limit)}, or stop.",
         "schema": {
             "anyOf": [
                 {"type": number, "exclusiveMinimum": reached.allowed, "maximum": MOST},
@@ -272,45 +259,36 @@ def question_of(reached: Reached) -> dict[str, object]:
     }
 
 
-def _spent(record: BudgetRecord, limit: str) -> int:
-    count: int = getattr(record, f"spent_{limit}")
-    return count
-
-
-def _reserved(record: BudgetRecord, limit: str) -> int:
-    count: int = getattr(record, f"reserved_{limit}")
-    return count
+def _in_units(limit: str, count: int) -> float:
+    """A count as people know it: dollars, not their billionths."""
+    return count / BILLION if limit == "dollars" else count
 
 
 def _in_flight(record: BudgetRecord) -> bool:
-    return record.reserved_dollars > 0 or record.reserved_tokens > 0
+    return any(record.reserved[name] > 0 for name in OF_ANSWERS)
 
 
 def _short_of(record: BudgetRecord, need: Need) -> str | None:
     """The first limit that a need does not fit."""
-    for limit in ("steps", "tokens", "dollars"):
-        most = getattr(record, f"max_{limit}")
-        if (
-            most is not None
-            and _spent(record, limit) + _reserved(record, limit) + getattr(need, limit) > most
-        ):
+    for limit in reversed(COUNTED):
+        most, wanted = record.most.get(limit), need.amounts.get(limit, 0)
+        if most is not None and record.spent[limit] + record.reserved[limit] + wanted > most:
             return limit
     return None
 
 
 def _reached(record: BudgetRecord, limit: str, need: Need) -> Reached:
-    most, spent, wanted = getattr(record, f"max_{limit}"), _spent(record, limit), getattr(need, limit)
+    most, spent, wanted = record.most[limit], record.spent[limit], need.amounts.get(limit, 0)
     match limit:
         case "dollars":
             said = f"limit of {_money(most)} reached: {_money(spent)} spent"
             said += f", and the next call may cost up to {_money(wanted)}"
-            return Reached(limit, most, most / BILLION, spent / BILLION, said)
-        case "tokens":
-            said = f"limit of {most:,} tokens reached: {spent:,} spent"
-            said += f", and the next call may take up to {wanted:,}"
-        case _:
+        case "steps":
             said = f"limit of {most:,} steps reached: {spent:,} done"
-    return Reached(limit, most, most, spent, said)
+        case _:
+            said = f"limit of {most:,} {in_words(limit)} reached: {spent:,} spent"
+            said += f", and the next call may take up to {wanted:,}"
+    return Reached(limit, most, _in_units(limit, most), _in_units(limit, spent), said)
 
 
 def _money(billionths: int) -> str:
@@ -319,9 +297,10 @@ def _money(billionths: int) -> str:
     return f"${int(whole):,}.{part:0<2}"
 
 
-def _check(name: str, value: object, whole: bool) -> None:
+def _check(name: str, value: object) -> None:
     if value is None:
         return
+    whole = name not in ("dollars", "seconds")
     fits = isinstance(value, int) if whole else isinstance(value, int | float)
     expected = "an int" if whole else "a number"
     if not fits or isinstance(value, bool) or not 0 < value <= MOST:  # type: ignore[operator]

@@ -482,8 +482,9 @@ class Run(Steps):
         if end["status"] == Status.COMPLETED:
             self.journal.finish(row, Outcome.VALUE, orjson.dumps(end["output"]))
         else:
+            limit = (end["error"] or {}).get("limit")
             error = StepError(
-                _CHILD_ERRORS[end["status"]], f"child {row.child}: {end['reason']}", step=row.key
+                _CHILD_ERRORS[end["status"]], f"child {row.child}: {end['reason']}", step=row.key, limit=limit
             )
             self.journal.finish(row, Outcome.ERROR, orjson.dumps(end["output"]), error_bytes(error))
         self.journal.put(update=(row,))

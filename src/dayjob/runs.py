@@ -53,7 +53,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     ),
     Status.REQUIRES_ACTION: frozenset({Status.QUEUED, Status.IN_PROGRESS, Status.CANCELLING}),
     Status.WAITING: frozenset({Status.QUEUED, Status.IN_PROGRESS, Status.CANCELLING}),
-    Status.CANCELLING: frozenset({Status.UNWINDING, Status.CANCELLED}),
+    Status.CANCELLING: frozenset({Status.UNWINDING, Status.CANCELLED, Status.EXPIRED}),
     Status.UNWINDING: frozenset({Status.CANCELLED, Status.FAILED, Status.EXPIRED, Status.INCOMPLETE}),
     Status.COMPLETED: frozenset({Status.QUEUED}),
     Status.INCOMPLETE: frozenset({Status.QUEUED}),
@@ -143,6 +143,7 @@ class RunRecord:
     `home` is what its rows are kept together by: its thread, else its root run. `epoch` counts
     claims, `wakes` counts events from outside, `attempts` counts takeovers without progress.
     `attention` counts the effects that a person has to look into: those not undone, or of unknown outcome.
+    `expires` is when its time is up, None once it is ending; it had `expires_seconds` from the start.
     `budget` is the run whose budget it draws on: its root, or the run that its root went on from.
     `details` is what a client keeps with it, and no job is told.
     `dollars` is None while the run is not over, and when the price of one of its calls is unknown.
@@ -165,6 +166,8 @@ class RunRecord:
     queue: str
     priority: int
     due: float | None
+    expires: float | None
+    expires_seconds: float | None
     thread: str | None
     root: str
     parent: str | None
@@ -177,7 +180,6 @@ class RunRecord:
     pinned: int
     changed: int
     created: float
-    expires: float | None
     started: float | None
     ended: float | None
     progress_done: float | None

@@ -12,11 +12,11 @@ from typing import Any
 import orjson
 
 from dayjob.errors import StepError
-from dayjob.limits import Budget, Need, No, Reached, left_of, question_of, to_billionths
+from dayjob.limits import Budget, Need, No, Reached, left_of, most_of, question_of, to_billionths
 from dayjob.models import Model, ModelReply, ModelRequest, Priced, Usage
 from dayjob.runs import Kind, Outcome, StepRecord
 from dayjob.steps import Steps, never, patiently
-from dayjob.stores import BudgetRecord, Entry, Raise, Reservation, Settlement
+from dayjob.stores import COUNTED, BudgetRecord, Entry, Raise, Reservation, Settlement
 from dayjob.values import canonical
 
 MOST_OUTPUT_TOKENS = 131_072
@@ -64,20 +64,27 @@ class Hold:
 
     def spend_all(self) -> None:
         """The step was cut off in flight: it may have been billed."""
-        self._settle(Settlement(self._key, self._attempt))
+        self._settle(Settlement(self._key, self._attempt, {}))
 
     def give_back(self) -> None:
         """Nothing was begun."""
-        self._settle(Settlement(self._key, self._attempt, 0, 0, 0))
+        self._settle(Settlement(self._key, self._attempt, dict.fromkeys(COUNTED, 0)))
 
     def _settlement(self, reply: ModelReply | None, billed: bool) -> Settlement:
+        spent: dict[str, int] = {}
         if not billed:
-            return Settlement(self._key, self._attempt, 0, 0)
-        if reply is None:
-            return Settlement(self._key, self._attempt)
-        tokens = reply.usage.input_tokens + reply.usage.output_tokens
-        dollars = None if reply.dollars is None else to_billionths(reply.dollars)
-        return Settlement(self._key, self._attempt, dollars, tokens or None)
+            spent = {name: 0 for name in COUNTED if name != "steps"}
+        elif reply is not None:
+            if reply.dollars is not None:
+                spent["dollars"] = to_billionths(reply.dollars)
+            usage = reply.usage
+            if tokens := usage.input_tokens + usage.output_tokens:
+                spent |= {
+                    "tokens": tokens,
+                    "input_tokens": usage.input_tokens,
+                    "output_tokens": usage.output_tokens,
+                }
+        return Settlement(self._key, self._attempt, spent)
 
     def _settle(self, settlement: Settlement) -> None:
         """Without a row. If the run was lost meanwhile, who takes it over counts the reservation in full."""
@@ -94,10 +101,10 @@ async def hold_step(run: Steps, key: str) -> Hold | None:
     budget = _budget_of(run)
     if run.keeper.end is not None:  # what is done at the end must not fail for a limit of steps or time
         return None
-    if budget.record.max_steps is None:
+    if "steps" not in budget.record.most:
         await _until_in_time(run, budget)
         return None
-    return await _hold(run, key, lambda record: Need(steps=1))
+    return await _hold(run, key, lambda record: Need({"steps": 1}))
 
 
 async def hold_model(run: Steps, key: str, model: Model, request: ModelRequest) -> Hold | None:
@@ -106,8 +113,7 @@ async def hold_model(run: Steps, key: str, model: Model, request: ModelRequest) 
     Raises StepError if nobody can say beforehand what the call may cost.
     """
     budget = _budget_of(run)
-    record = budget.record
-    if record.max_dollars is record.max_tokens is record.max_steps is None:
+    if not budget.record.most:
         if run.keeper.end is None:
             await _until_in_time(run, budget)
         return None
@@ -141,7 +147,7 @@ async def _hold(run: Steps, key: str, need: Callable[[BudgetRecord], Need]) -> H
     keeper, journal, budget = run.keeper, run.journal, _budget_of(run)
     while True:
         attempt = journal.attempts_of(key) + 1
-        who = Reservation(journal.home, journal.run, journal.epoch, budget.record.run, key, attempt, 0, 0, 0)
+        who = Reservation(journal.home, journal.run, journal.epoch, budget.record.run, key, attempt, {})
         found: Need | Reached | No | None = None
         raises = budget.raises
         if keeper.end is None:
@@ -150,7 +156,7 @@ async def _hold(run: Steps, key: str, need: Callable[[BudgetRecord], Need]) -> H
             try:
                 found = await patiently(partial(budget.reserve, who, need))
             except asyncio.CancelledError:  # the store may have granted it all the same
-                Hold(run, budget, key, attempt, Need()).give_back()
+                Hold(run, budget, key, attempt, Need({})).give_back()
                 raise
         if isinstance(found, Need):
             held = Hold(run, budget, key, attempt, found)
@@ -180,10 +186,10 @@ async def _at_limit(run: Steps, budget: Budget, reached: Reached, raises: int) -
     `raises` is how often it had been raised here before it was reached.
     """
     if run.keeper.end is not None:
-        raise StepError("RunIncomplete", reached.reason, step=run.scope.current)
+        raise StepError("RunIncomplete", reached.reason, step=run.scope.current, limit=reached.limit)
     if budget.asks:
         await patiently(budget.look_again)  # another process may have been given more
-        if raises != budget.raises or getattr(budget.record, f"max_{reached.limit}") > reached.most:
+        if raises != budget.raises or most_of(budget.record, reached.limit) > reached.most:
             return
     if not budget.asks:
         run.keeper.stop_at_limit(reached)
@@ -238,9 +244,10 @@ async def _most_of(
     `MOST_OUTPUT_TOKENS`, and is sent with that number; while others are in flight it waits for what
     they leave over, rather than take the scraps.
     """
-    steps = 1 if budget.record.max_steps is not None and run.keeper.end is None else 0
-    if budget.record.max_dollars is None and budget.record.max_tokens is None:
-        return lambda record: Need(steps=steps)
+    limited = budget.record.most
+    steps = 1 if "steps" in limited and run.keeper.end is None else 0
+    if limited.keys() <= {"steps"}:
+        return lambda record: Need({"steps": steps})
     input_tokens = most_input_tokens(request)
     answers = max(_int(request.options.get("n")), 1)
     wanted = request.max_tokens or _int(request.options.get("max_completion_tokens")) or None
@@ -248,20 +255,28 @@ async def _most_of(
 
     def need(record: BudgetRecord) -> Need:
         if wanted is not None:
-            return Need(dollars(wanted), _tokens(record, wanted), steps, wanted)
+            return Need(amounts(wanted), wanted)
         most = budget.most_output.get(model.name, MOST_OUTPUT_TOKENS)
         room = most
         if (left_tokens := left_of(record, "tokens")) is not None:
             room = min(room, (left_tokens - input_tokens) // answers)
+        if (left_output := left_of(record, "output_tokens")) is not None:
+            room = min(room, left_output // answers)
         if (left_dollars := left_of(record, "dollars")) is not None and dollars(most) > left_dollars:
             room = min(room, bisect_right(range(most + 1), left_dollars, key=dollars) - 1)
         output = max(room, LEAST_OUTPUT_TOKENS)
-        counts = record.max_tokens is not None or dollars(most) > dollars(0)
-        chosen = output if counts else None
-        return Need(dollars(output), _tokens(record, output), steps, chosen, True, room < most)
+        counts = not limited.keys().isdisjoint(("tokens", "output_tokens")) or dollars(most) > dollars(0)
+        return Need(amounts(output), output if counts else None, True, room < most)
 
-    def _tokens(record: BudgetRecord, output: int) -> int:
-        return 0 if record.max_tokens is None else input_tokens + output * answers
+    def amounts(output: int) -> dict[str, int]:
+        most = {
+            "dollars": dollars(output),
+            "tokens": input_tokens + output * answers,
+            "input_tokens": input_tokens,
+            "output_tokens": output * answers,
+            "steps": steps,
+        }
+        return {name: amount for name, amount in most.items() if name in limited}
 
     return need
 
@@ -270,7 +285,7 @@ async def _price_of(
     budget: Budget, model: Model, request: ModelRequest, input_tokens: int, answers: int
 ) -> Callable[[int], int]:
     """By output tokens, what a call costs at most, in billionths; nothing where dollars are not limited."""
-    if budget.record.max_dollars is None:
+    if "dollars" not in budget.record.most:
         return lambda output: 0
 
     def dollars(output: int) -> float | None:

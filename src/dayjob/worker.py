@@ -221,6 +221,8 @@ class Worker:
             epoch=record.epoch,
             attempts=record.attempts,
         )
+        if record.expires is not None:
+            self._note_due(record.expires)
         execution, _ = self.warm.pop(record.id, (None, 0.0))
         if execution is not None and execution.journal.epoch == record.epoch - 1 and not execution.lost:
             execution.take_up(record, loaded)
@@ -309,7 +311,9 @@ class Worker:
                 self.events.emit("worker.took_over", runs=list(swept.taken_over))
             if swept.poisoned:
                 self.events.emit("worker.poisoned", runs=list(swept.poisoned))
-            if swept.woken or swept.taken_over or swept.poisoned:
+            for run in swept.expired:
+                self.poke(run)
+            if swept.woken or swept.taken_over or swept.poisoned or swept.expired:
                 self._work.set()
             self._cool()
             now = self._clock()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dayjob import Limits, Run, job
-from dayjob.limits import BILLION
+from dayjob.limits import BILLION, most_of
 from dayjob.run import new_run
 from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord
 from dayjob.stores import (
@@ -82,10 +82,9 @@ async def store(bench: Bench) -> Store:
 
 
 def wish(run: RunRecord, key: str = "model", dollars: float = 0.0, **more: Any) -> Reservation:
-    fields = {"tokens": 0, "steps": 0, **more}
-    return Reservation(
-        run.home, run.id, run.epoch, run.budget or "", key, 1, round(dollars * BILLION), **fields
-    )
+    rest_of = more.pop("rest_of", None)
+    amounts = {"dollars": round(dollars * BILLION), **more}
+    return Reservation(run.home, run.id, run.epoch, run.budget or "", key, 1, amounts, rest_of)
 
 
 def row(run: RunRecord, key: str, seq: int | None, **more: Any) -> StepRecord:
@@ -110,14 +109,14 @@ async def dollars_of(store: Store, run: RunRecord) -> tuple[float, float]:
     """(spent, reserved)"""
     budget = await store.budget(run.home, run.budget or "")
     assert budget is not None
-    return budget.spent_dollars / BILLION, budget.reserved_dollars / BILLION
+    return budget.spent["dollars"] / BILLION, budget.reserved["dollars"] / BILLION
 
 
 async def test_a_budget_is_opened_with_the_run_that_has_limits(bench: Bench, store: Store) -> None:
     run = await bench.held(Limits(dollars=1.5, steps=3, seconds=60, on_limit="ask"))
     budget = await store.budget(run.home, run.id)
     assert budget is not None
-    assert (budget.max_dollars, budget.max_tokens, budget.max_steps) == (1.5 * BILLION, None, 3)
+    assert budget.most == {"dollars": 1.5 * BILLION, "steps": 3}
     assert (budget.max_seconds, budget.on_limit, budget.started) == (60, "ask", run.started)
     plain = await bench.held(None)
     assert await store.budget(plain.home, plain.id) is None
@@ -131,11 +130,11 @@ async def test_what_fits_is_granted_and_what_does_not_is_refused_to_the_last_bil
     refused = await store.reserve(wish(run, "b", 0.400000001))
     assert not refused.granted
     assert refused.held
-    assert refused.budget.reserved_dollars == 0.6 * BILLION
+    assert refused.budget.reserved["dollars"] == 0.6 * BILLION
     assert (await store.reserve(wish(run, "b", 0.4))).granted
 
 
-@pytest.mark.parametrize("name", ["tokens", "steps"])
+@pytest.mark.parametrize("name", ["tokens", "input_tokens", "output_tokens", "steps"])
 async def test_other_limits_hold_in_the_same_way(bench: Bench, store: Store, name: str) -> None:
     run = await bench.held(Limits(**{name: 5}))
     assert (await store.reserve(wish(run, "a", **{name: 5}))).granted
@@ -156,10 +155,10 @@ async def test_all_that_is_left_is_granted_only_while_nothing_else_is_in_flight(
 ) -> None:
     run = await bench.held(Limits(dollars=1.0))
     await store.reserve(wish(run, "a", 0.1))
-    assert not (await store.reserve(wish(run, "b", 0.9, rest_of=(0, 0)))).granted
-    await put(store, run, settled=Settlement("a", 1, BILLION // 20))
-    assert not (await store.reserve(wish(run, "b", 0.9, rest_of=(0, 0)))).granted
-    assert (await store.reserve(wish(run, "b", 0.95, rest_of=(BILLION // 20, 0)))).granted
+    assert not (await store.reserve(wish(run, "b", 0.9, rest_of={"dollars": 0}))).granted
+    await put(store, run, settled=Settlement("a", 1, {"dollars": BILLION // 20}))
+    assert not (await store.reserve(wish(run, "b", 0.9, rest_of={"dollars": 0}))).granted
+    assert (await store.reserve(wish(run, "b", 0.95, rest_of={"dollars": BILLION // 20}))).granted
 
 
 async def test_a_settlement_is_written_with_its_row_and_counts_once(bench: Bench, store: Store) -> None:
@@ -167,7 +166,9 @@ async def test_a_settlement_is_written_with_its_row_and_counts_once(bench: Bench
     await store.reserve(wish(run, "model", 0.5))
     for _ in range(2):  # sent again after a lost reply
         assert (
-            await put(store, run, row(run, "model", 1), settled=Settlement("model", 1, 200_000_000))
+            await put(
+                store, run, row(run, "model", 1), settled=Settlement("model", 1, {"dollars": 200_000_000})
+            )
             == "durable"
         )
         assert await dollars_of(store, run) == (0.2, 0.0)
@@ -176,7 +177,7 @@ async def test_a_settlement_is_written_with_its_row_and_counts_once(bench: Bench
 async def test_a_settlement_without_figures_spends_what_was_reserved(bench: Bench, store: Store) -> None:
     run = await bench.held(Limits(dollars=1.0))
     await store.reserve(wish(run, "model", 0.5))
-    await put(store, run, settled=Settlement("model", 1))
+    await put(store, run, settled=Settlement("model", 1, {}))
     assert await dollars_of(store, run) == (0.5, 0.0)
 
 
@@ -197,7 +198,7 @@ async def test_who_lost_the_run_reserves_and_settles_nothing(bench: Bench, store
     assert await dollars_of(store, run) == (0.5, 0.0)
     late = await store.reserve(wish(run, "next", 0.1))
     assert (late.granted, late.held) == (False, False)
-    assert await put(store, run, settled=Settlement("model", 1, 0)) == "lost"
+    assert await put(store, run, settled=Settlement("model", 1, {"dollars": 0})) == "lost"
     again = await bench.claimed("w2")
     assert (await store.reserve(wish(again, "model", 0.5))).granted
     assert await dollars_of(store, run) == (0.5, 0.5)
@@ -222,15 +223,17 @@ async def test_what_a_run_has_in_flight_when_it_is_let_go_of_is_spent(bench: Ben
     assert await dollars_of(store, run) == (pytest.approx(0.6), 0.0)
 
 
-@pytest.mark.parametrize(("name", "most"), [("dollars", 3 * BILLION), ("steps", 3), ("seconds", 3.0)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("dollars", 3 * BILLION), ("output_tokens", 3), ("steps", 3), ("seconds", 3.0)]
+)
 async def test_a_raise_is_for_good_and_never_lowers(
     bench: Bench, store: Store, name: str, most: float
 ) -> None:
-    run = await bench.held(Limits(dollars=2, tokens=2, steps=2, seconds=2, on_limit="ask"))
+    run = await bench.held(Limits(dollars=2, tokens=2, output_tokens=2, steps=2, seconds=2, on_limit="ask"))
     for value in (3.0, 2.5):
         await put(store, run, raised=Raise(run.id, f"#{name}", name, value, b"3"))
         budget = await store.budget(run.home, run.id)
-        assert getattr(budget, f"max_{name}") == most
+        assert budget is not None and most_of(budget, name) == most
     await put(store, run, raised=Raise(run.id, f"#{name}", name, None, b'"stop"'))
     budget = await store.budget(run.home, run.id)
     assert budget is not None and budget.on_limit == "stop"

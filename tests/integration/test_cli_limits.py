@@ -35,16 +35,17 @@ def count(dayjob: CommandLine, tmp_path: Path, *options: str) -> str:
 
 
 def test_a_run_that_reaches_its_limit_exits_5_with_the_reason(dayjob: CommandLine, tmp_path: Path) -> None:
-    said = count(dayjob, tmp_path, "--max-steps", "3", "--max-dollars", "0.5")
+    said = count(dayjob, tmp_path, "--max-steps", "3", "--max-dollars", "0.5", "--max-output-tokens", "9000")
     assert said.startswith("5\n")
     assert "limit of 3 steps reached: 3 done" in said
     run = dayjob.last_run()
-    assert "$0 of $0.5000 · 3 of 3 steps" in dayjob("show", run).stdout
+    assert "$0 of $0.5000 · 0 of 9,000 output tokens · 3 of 3 steps" in dayjob("show", run).stdout
     shown = json.loads(dayjob("show", run, "--json").stdout)
     assert shown["status"] == "incomplete"
     assert shown["output"] == 4
     assert shown["limits"] == {
         "dollars": {"limit": 0.5, "spent": 0.0, "reserved": 0.0},
+        "output_tokens": {"limit": 9000, "spent": 0, "reserved": 0},
         "steps": {"limit": 3, "spent": 3, "reserved": 0},
         "on_limit": "stop",
         "run": run,
@@ -75,8 +76,10 @@ def test_a_run_without_limits_shows_none(dayjob: CommandLine, tmp_path: Path) ->
     [
         (("--max-steps", "0"), "steps: expected an int above 0"),
         (("--max-dollars", "-1"), "dollars: expected a number above 0"),
-        (("--on-limit", "ask"), "at least one of dollars, tokens, steps and seconds"),
+        (("--on-limit", "ask"), "at least one of dollars, tokens, input_tokens"),
         (("--max-tokens", "many"), "--max-tokens"),
+        (("--max-input-tokens", "0"), "input_tokens: expected an int above 0"),
+        (("--max-output-tokens", "0"), "output_tokens: expected an int above 0"),
     ],
 )
 def test_limits_given_wrongly_exit_2(

@@ -42,7 +42,8 @@ class Till:
 
     def __init__(self, seed: int, most_words: int = 40, faulty: bool = False) -> None:
         self.taken = 0
-        self.tokens = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
         self._chance = random.Random(seed)
         self._most_words = most_words
         self._faulty = faulty
@@ -57,7 +58,8 @@ class Till:
         usage = Usage(len(orjson.dumps(request.messages)) // 4, said)
         price = self.price(request, usage)
         self.taken += round(price * BILLION)
-        self.tokens += usage.input_tokens + usage.output_tokens
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += usage.output_tokens
         await asyncio.sleep(self._chance.choice([0, 0, 0.001, 0.003]))
         if fate < 0.2:
             raise ModelUnavailable("broke off")
@@ -65,6 +67,10 @@ class Till:
 
     def price(self, request: ModelRequest, usage: Usage) -> float:
         return (usage.input_tokens * 2_000 + usage.output_tokens * 110_003) / BILLION
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
 
     async def close(self) -> None:
         pass
@@ -131,7 +137,7 @@ async def test_fifty_branches_spend_most_of_a_dollar_and_never_more(
     assert ended.status == Status.INCOMPLETE
     assert ended.output == "begun"
     assert 0.8 * BILLION <= till.taken <= BILLION
-    assert budget.spent_dollars == till.taken
+    assert budget.spent["dollars"] == till.taken
     assert "limit of $1.00 reached" in (ended.run.reason or "")
 
 
@@ -141,7 +147,7 @@ async def test_calls_that_fail_are_counted_if_they_may_be_billed(lab: CrashLab, 
     ended = await lab.run(job(branches=50, calls=20), jobs=[member], model=till, limits=Limits(dollars=1.0))
     budget = await budget_of(lab, ended)
     assert ended.status == Status.INCOMPLETE
-    assert 0.5 * BILLION <= till.taken <= budget.spent_dollars <= BILLION
+    assert 0.5 * BILLION <= till.taken <= budget.spent["dollars"] <= BILLION
 
 
 @pytest.mark.parametrize("moment", Moment)
@@ -157,7 +163,7 @@ async def test_workers_that_die_again_and_again_never_spend_more(
     )
     budget = await budget_of(lab, ended)
     assert ended.status == Status.INCOMPLETE
-    assert till.taken <= budget.spent_dollars <= BILLION
+    assert till.taken <= budget.spent["dollars"] <= BILLION
 
 
 async def test_a_death_at_any_write_never_spends_more_nor_holds_anything_back(lab: CrashLab) -> None:
@@ -172,7 +178,7 @@ async def test_a_death_at_any_write_never_spends_more_nor_holds_anything_back(la
                 limits=Limits(dollars=0.02),
             )  # fmt: skip
             budget = await budget_of(lab, ended)
-            assert till.taken <= budget.spent_dollars <= BILLION * 0.02
+            assert till.taken <= budget.spent["dollars"] <= BILLION * 0.02
             assert ended.status in (Status.INCOMPLETE, Status.COMPLETED)
             if ended.death is None:
                 break
@@ -180,16 +186,38 @@ async def test_a_death_at_any_write_never_spends_more_nor_holds_anything_back(la
     assert crashed > 40
 
 
-async def test_tokens_are_limited_in_the_same_way(lab: CrashLab) -> None:
+@pytest.mark.parametrize("limit", ["tokens", "input_tokens", "output_tokens"])
+async def test_tokens_are_limited_in_the_same_way(lab: CrashLab, limit: str) -> None:
     till = Till(5)
     ended = await lab.run(
-        family(branches=20, calls=20), jobs=[member], model=till, limits=Limits(tokens=10_000)
+        family(branches=20, calls=20), jobs=[member], model=till, limits=Limits(**{limit: 5_000})
     )
     budget = await budget_of(lab, ended)
     assert ended.status == Status.INCOMPLETE
-    assert 8_000 <= till.tokens <= 10_000
-    assert budget.spent_tokens == till.tokens
-    assert "limit of 10,000 tokens reached" in (ended.run.reason or "")
+    assert 4_000 <= getattr(till, limit) <= 5_000
+    assert budget.spent[limit] == getattr(till, limit)
+    assert f"limit of 5,000 {limit.replace('_', ' ')} reached" in (ended.run.reason or "")
+    assert orjson.loads(ended.run.error or b"{}")["limit"] == limit
+
+
+@pytest.mark.parametrize("limit", ["input_tokens", "output_tokens"])
+async def test_a_death_at_any_write_never_takes_more_tokens(lab: CrashLab, limit: str) -> None:
+    most = {"input_tokens": 1_500, "output_tokens": 100}[limit]
+    crashed = 0
+    for moment in Moment:
+        for write in range(1, 100, 3):
+            till = Till(write)
+            ended = await lab.run(
+                family(branches=2, calls=1), jobs=[member], death=Death(write, moment), model=till,
+                limits=Limits(**{limit: most}),
+            )  # fmt: skip
+            budget = await budget_of(lab, ended)
+            assert getattr(till, limit) <= budget.spent[limit] <= most
+            assert budget.reserved[limit] == 0
+            if ended.death is None:
+                break
+            crashed += 1
+    assert crashed > 10
 
 
 # --- what a call costs ----------------------------------------------------------------------------------
@@ -236,6 +264,24 @@ async def test_a_call_without_max_tokens_gets_what_is_left_and_its_stored_reques
     assert limits["dollars"] == {"limit": 0.95, "spent": 0.95, "reserved": 0.0}
     assert isinstance(error, RunIncomplete)
     assert error.partial == ["stop"] * 9 + ["length"]
+
+
+async def test_a_call_without_max_tokens_gets_what_is_left_of_the_output_tokens() -> None:
+    model = Scripted(["four" * 100] * 20)  # a hundred tokens each
+    error, limits, _ = await result_of(one_after_the_other(calls=20), model, Limits(output_tokens=350))
+    assert [request.max_tokens for request in model.requests] == [350, 250, 150, 50]
+    assert limits["output_tokens"] == {"limit": 350, "spent": 350, "reserved": 0}
+    assert isinstance(error, RunIncomplete)
+    assert error.reason.startswith("limit of 350 output tokens reached: 350 spent")
+
+
+async def test_a_limit_of_input_tokens_changes_no_request() -> None:
+    model = Scripted(["Fine."] * 20)
+    error, limits, _ = await result_of(one_after_the_other(calls=20), model, Limits(input_tokens=210))
+    assert {request.max_tokens for request in model.requests} == {None}
+    assert isinstance(error, RunIncomplete)
+    assert error.reason.startswith("limit of 210 input tokens reached")
+    assert 0 < limits["input_tokens"]["spent"] <= 210
 
 
 async def test_a_run_without_limits_sends_what_was_written() -> None:
@@ -437,12 +483,29 @@ async def test_children_draw_on_the_budget_of_their_root(lab: CrashLab) -> None:
     assert executed["step"] == 7 and "last" not in executed
 
 
+async def test_the_stored_run_says_which_limit_was_reached_whatever_dies(lab: CrashLab) -> None:
+    @job
+    async def parent(run: Run) -> Any:
+        return await (await run.start(works(steps=3))).result()
+
+    async for ended in lab.at_every_write(works(steps=3), limits=Limits(steps=2)):
+        error = orjson.loads(ended.run.error or b"{}")
+        assert (error["type"], error["limit"], error["message"]) == (
+            "LimitReached",
+            "steps",
+            ended.run.reason,
+        )
+    ended = await lab.run(parent(), jobs=[works], limits=Limits(steps=2))
+    error = orjson.loads(ended.run.error or b"{}")
+    assert (ended.status, error["type"], error["limit"]) == (Status.INCOMPLETE, "RunIncomplete", "steps")
+
+
 async def test_a_step_done_again_after_a_crash_counts_again(lab: CrashLab) -> None:
     async for ended in lab.at_every_write(works(steps=3), limits=Limits(steps=100)):
         budget = await budget_of(lab, ended)
         assert ended.status == Status.COMPLETED
-        assert 3 <= budget.spent_steps <= 4
-        assert budget.reserved_steps == 0
+        assert 3 <= budget.spent["steps"] <= 4
+        assert budget.reserved["steps"] == 0
 
 
 async def test_a_run_whose_time_is_up_ends_in_the_middle_of_a_step() -> None:
@@ -535,7 +598,7 @@ async def test_a_person_gives_more_and_the_run_goes_on(lab: CrashLab) -> None:
     ended = await lab.run(works(steps=6), limits=ASK, outside=gives(4, 99))
     budget = await budget_of(lab, ended)
     assert ended.status == Status.COMPLETED
-    assert (budget.max_steps, budget.spent_steps) == (99, 6)
+    assert (budget.most["steps"], budget.spent["steps"]) == (99, 6)
     asked = [step for step in ended.steps if step.kind == Kind.ASK]
     assert [(step.key, step.value) for step in asked] == [("#steps", b"4"), ("#steps#2", b"99")]
     assert orjson.loads(asked[0].input)["question"] == (
@@ -569,7 +632,7 @@ async def test_more_is_given_once_whatever_dies(lab: CrashLab) -> None:
             ended = await lab.run(works(steps=4), limits=ASK, outside=questions(), death=Death(write, moment))
             budget = await budget_of(lab, ended)
             assert ended.status == Status.COMPLETED
-            assert (budget.max_steps, budget.reserved_steps) == (8, 0)
+            assert (budget.most["steps"], budget.reserved["steps"]) == (8, 0)
             if ended.death is None:
                 break
     assert lab.deaths > 20
@@ -603,7 +666,18 @@ async def test_dollars_are_asked_for_and_raised(lab: CrashLab) -> None:
     )  # fmt: skip
     budget = await budget_of(lab, ended)
     assert ended.status == Status.COMPLETED
-    assert budget.spent_dollars <= budget.max_dollars == 1.25 * BILLION
+    assert budget.spent["dollars"] <= budget.most["dollars"] == 1.25 * BILLION
+
+
+async def test_output_tokens_are_asked_for_and_raised(lab: CrashLab) -> None:
+    ended = await lab.run(
+        one_after_the_other(calls=4), model=Scripted(["four" * 100] * 4),
+        limits=Limits(output_tokens=200, on_limit="ask"), outside=gives(900),
+    )  # fmt: skip
+    asked = [step for step in ended.steps if step.kind == Kind.ASK]
+    assert ended.status == Status.COMPLETED
+    assert [(step.key, step.value) for step in asked] == [("#output_tokens", b"900")]
+    assert "a higher limit of output tokens, or stop" in orjson.loads(asked[0].input)["question"]
 
 
 async def test_time_is_asked_for_at_the_next_step(office: PatientOffice) -> None:

@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from dayjob import Dayjob, InputError, Run, RunCancelled, RunExpired, RunFailed, StepError, job
+from dayjob import (
+    Dayjob,
+    Incomplete,
+    InputError,
+    Run,
+    RunCancelled,
+    RunExpired,
+    RunFailed,
+    RunIncomplete,
+    StepError,
+    job,
+)
 from dayjob.errors import ThreadBusy, UnknownAction, WrongStatus
 from dayjob.runs import Kind, Outcome, Status
 from dayjob.stores import Entry
@@ -657,3 +668,51 @@ async def test_to_hear_what_was_sent_takes_the_same_work_however_long_the_journa
                 assert load(connection, record.home, record.id, record.epoch)
             efforts.append(next(effort))
     assert efforts[0] == efforts[1]
+
+
+# --- a job that stops early -----------------------------------------------------------------------------
+
+
+async def cut_off(name: str) -> str:
+    executed[name] += 1
+    raise Incomplete("max_completion_tokens")
+
+
+@job
+async def stops_early(run: Run) -> str:
+    await run.defer(work, "clean-up")
+    await run.partial(await run.step(work, "half"))
+    raise Incomplete("max_completion_tokens")
+
+
+@job
+async def stops_in_a_branch(run: Run) -> list:
+    await run.defer(work, "clean-up")
+    await run.partial(await run.step(work, "half"))
+    return await run.gather(lambda inside: inside.step(cut_off, "cut"), lambda inside: inside.sleep(600))
+
+
+@job
+async def starts(run: Run) -> str:
+    return await (await run.start(stops_early())).result()
+
+
+@pytest.mark.parametrize("job", [stops_early, stops_in_a_branch], ids=lambda job: job.name)
+async def test_a_job_stops_early_with_its_partial_output_whatever_dies(lab: CrashLab, job: Any) -> None:
+    for ended in await everywhere(lab, job()):
+        assert (ended.status, ended.run.reason) == (Status.INCOMPLETE, "max_completion_tokens")
+        assert (ended.output, ended.error) == ("half done", "Incomplete")
+
+
+async def test_who_asks_for_the_result_of_a_job_that_stopped_early_is_told(office: PatientOffice) -> None:
+    handle = await office.app.submit(stops_early())
+    with pytest.raises(RunIncomplete, match="max_completion_tokens") as end:
+        await handle.result(10)
+    assert end.value.partial == "half done"
+    assert executed == {"half": 1, "clean-up": 1}
+
+
+async def test_a_child_that_stopped_early_is_an_error_of_its_parent(office: PatientOffice) -> None:
+    await office.app._make_known(stops_early)
+    with pytest.raises(RunIncomplete, match=r"RunIncomplete: child run_.*: max_completion_tokens"):
+        await (await office.app.submit(starts())).result(10)

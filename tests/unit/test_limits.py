@@ -31,6 +31,8 @@ from dayjob.stores.sqlite_budgets import billionths
         ({"dollars": float("inf")}, "dollars"),
         ({"tokens": 1.5}, "tokens: expected an int above 0"),
         ({"tokens": 10**12}, "tokens"),
+        ({"input_tokens": 0}, "input_tokens: expected an int above 0"),
+        ({"output_tokens": 2.0}, "output_tokens: expected an int above 0"),
         ({"steps": True}, "steps"),
         ({"steps": 0}, "steps"),
         ({"seconds": -0.1}, "seconds"),

@@ -152,6 +152,12 @@ def run(
         float | None, typer.Option(help="What it may cost, with all its children.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="How many tokens its model calls may take.")] = None,
+    max_input_tokens: Annotated[
+        int | None, typer.Option(help="How many tokens all its prompts may have.")
+    ] = None,
+    max_output_tokens: Annotated[
+        int | None, typer.Option(help="How many tokens all its answers may have.")
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(help="How many steps it may do.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="How long it may last, waiting included.")] = None,
     on_limit: Annotated[
@@ -165,7 +171,10 @@ def run(
     file, jobs = load(target)
     job = job_of(target, jobs)
     request = request_for(job, input or [], input_json)
-    limits = _limits(max_dollars, max_tokens, max_steps, max_seconds, on_limit)
+    limits = _limits(
+        on_limit, dollars=max_dollars, tokens=max_tokens, input_tokens=max_input_tokens,
+        output_tokens=max_output_tokens, steps=max_steps, seconds=max_seconds,
+    )  # fmt: skip
     work = Work(store, model, jobs, as_json)
 
     async def begin(app: Dayjob) -> str:
@@ -176,16 +185,10 @@ def run(
     leave(work.until_it_stops(begin))
 
 
-def _limits(
-    dollars: float | None,
-    tokens: int | None,
-    steps: int | None,
-    seconds: float | None,
-    on_limit: OnLimitOption | None,
-) -> Limits | None:
-    if on_limit is None and dollars is tokens is steps is seconds is None:
+def _limits(on_limit: OnLimitOption | None, **most: Any) -> Limits | None:
+    if on_limit is None and all(value is None for value in most.values()):
         return None
-    return Limits(dollars, tokens, steps, seconds, on_limit.value if on_limit else "stop")
+    return Limits(**most, on_limit=on_limit.value if on_limit else "stop")
 
 
 @app.command()

@@ -18,7 +18,9 @@ from dayjob import trace
 from dayjob.app import Dayjob
 from dayjob.errors import InputError
 from dayjob.keys import attention_of
+from dayjob.limits import in_words
 from dayjob.runs import Action, Kind, RunRecord, Status, StepRecord
+from dayjob.stores import COUNTED
 
 DEFAULT_STORE = "sqlite:///dayjob.db"
 out = Console(highlight=False)
@@ -138,6 +140,7 @@ def show_run(
         "begun": f"{trace.clock(record.created)}, {trace.ago(record.created)}",
         "reason": record.reason if record.status != Status.COMPLETED else None,
         "verdict": None if record.success is None else _verdict(record),
+        "expires": trace.clock(record.expires) if record.expires else None,
         "limits": _limits_text(record, limits or {}),
         "from": record.source,
         "version": record.version,
@@ -167,9 +170,9 @@ def show_run(
 def _limits_text(record: RunRecord, limits: dict[str, Any]) -> str:
     """What of each limit is spent."""
     parts = [
-        f"{limits[name]['spent']:,} of {limits[name]['limit']:,} {name}"
-        for name in ("tokens", "steps")
-        if name in limits
+        f"{limits[name]['spent']:,} of {limits[name]['limit']:,} {in_words(name)}"
+        for name in COUNTED
+        if name in limits and name != "dollars"
     ]
     if dollars := limits.get("dollars"):
         parts.insert(0, f"{trace.money(dollars['spent'])} of {trace.money(dollars['limit'])}")
@@ -256,7 +259,9 @@ def log_event(name: str, fields: dict[str, Any]) -> None:
             f"{fields['run']} {fields['job']} {fields['status']}"
             + (f": {fields['reason']}" if fields["reason"] and fields["status"] != Status.COMPLETED else "")
         ),
-        "run.limit": lambda: f"{fields['run']} reached its limit of {fields['allowed']:g} {fields['limit']}",
+        "run.limit": lambda: (
+            f"{fields['run']} reached its limit of {fields['allowed']:g} {in_words(fields['limit'])}"
+        ),
         "run.lost": lambda: f"{fields['run']} is another worker's now",
         "run.warning": lambda: f"{fields['run']} ! step {fields['step']!r}: {fields['message']}",
         "worker.took_over": lambda: f"took over {len(fields['runs'])} runs of dead workers",
@@ -293,7 +298,7 @@ async def document(app: Dayjob, run: str) -> dict[str, Any]:
 def run_fields(record: RunRecord) -> dict[str, Any]:
     copied = (
         "id", "job", "status", "reason", "created", "started", "ended", "attempts", "queue", "priority",
-        "source", "version", "thread", "parent", "next_run", "dollars",
+        "source", "version", "thread", "parent", "next_run", "dollars", "expires",
     )  # fmt: skip
     fields = {name: getattr(record, name) for name in copied}
     fields["tags"] = _loaded(record.tags) or []

@@ -127,7 +127,7 @@ def run_object(run: RunRecord, steps: Sequence[StepRecord] = ()) -> dict[str, An
         "status": status,
         "required_action": _required_action(required) if required else None,
         "last_error": _last_error(run) if status == "failed" else None,
-        "expires_at": _at(run.expires) if status != "completed" else None,
+        "expires_at": _expires_at(run) if status != "completed" else None,
         "started_at": _at(run.started),
         "cancelled_at": ended if status == "cancelled" else None,
         "failed_at": ended if status == "failed" else None,
@@ -147,6 +147,10 @@ def run_object(run: RunRecord, steps: Sequence[StepRecord] = ()) -> dict[str, An
         "parallel_tool_calls": asked.parallel_tool_calls,
         "response_format": asked.response_format,
     }
+
+
+def _expires_at(run: RunRecord) -> int | None:
+    return None if run.expires_seconds is None else int(run.expires or run.created + run.expires_seconds)
 
 
 def _at(seconds: float | None) -> int | None:

@@ -18,35 +18,35 @@ from dayjob.errors import InputError
 from dayjob.kept import AuditRecord, Found, KeyRecord, MessageRecord, ObjectRecord, Page, ThreadRecord
 from dayjob.runs import RunRecord, Status, StepRecord
 
+COUNTED = ("dollars", "tokens", "input_tokens", "output_tokens", "steps")
+"""What a budget counts, in whole numbers: dollars are billionths."""
+OF_ANSWERS = ("dollars", "tokens", "output_tokens")
+"""Those of them that bound how long a model's answer may be."""
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetRecord:
     """What a run, with all its children, may spend, and what of it is spent or in flight.
 
-    Dollars are billionths. `started` is when the run first started, None before that.
+    `most` has what is limited, of what is `COUNTED`; `spent` and `reserved` have all of it. `started` is when
+    the run first started, None before that.
     """
 
     home: str
     run: str
     on_limit: str
-    max_dollars: int | None
-    max_tokens: int | None
-    max_steps: int | None
     max_seconds: float | None
-    spent_dollars: int
-    spent_tokens: int
-    spent_steps: int
-    reserved_dollars: int
-    reserved_tokens: int
-    reserved_steps: int
     started: float | None
+    most: Mapping[str, int]
+    spent: Mapping[str, int]
+    reserved: Mapping[str, int]
 
 
 class Reservation(NamedTuple):
-    """The most that one attempt of a step may cost.
+    """The most that one attempt of a step may cost, by what is `COUNTED`; what is not named is 0.
 
-    With `rest_of`, the (dollars, tokens) spent that it was computed from, it asks for all that is left:
-    granted only while nothing else is in flight and no more is spent.
+    With `rest_of`, what was spent when it was computed, it asks for all that is left for an answer: granted
+    only while no other is in flight and no more is spent.
     """
 
     home: str
@@ -55,10 +55,8 @@ class Reservation(NamedTuple):
     budget: str
     key: str
     attempt: int
-    dollars: int
-    tokens: int
-    steps: int
-    rest_of: tuple[int, int] | None = None
+    amounts: Mapping[str, int]
+    rest_of: Mapping[str, int] | None = None
 
 
 class Reserved(NamedTuple):
@@ -70,13 +68,14 @@ class Reserved(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """What a reserved step did cost; None: all that was reserved. Without a reservation it changes nothing."""
+    """What a reserved step did cost; of what is not named, all that was reserved.
+
+    Without a reservation it changes nothing.
+    """
 
     key: str
     attempt: int
-    dollars: int | None = None
-    tokens: int | None = None
-    steps: int | None = None
+    spent: Mapping[str, int]
 
 
 class Raise(NamedTuple):
@@ -224,6 +223,9 @@ class Swept(NamedTuple):
     next_due: float | None
     warned: Sequence[tuple[str, str, float]] = ()
     """Actions whose deadline is near: (run, key, due)."""
+
+    expired: Sequence[str] = ()
+    """Runs whose time is up; those that had begun are asked to stop."""
 
 
 class Beat(NamedTuple):

@@ -36,6 +36,7 @@ from dayjob.stores.sqlite_ends import (
     admit_delayed,
     bury_dead_workers,
     cancel_all,
+    expire_overdue,
     settle,
     signal_ended_children,
     take_over,
@@ -224,7 +225,8 @@ class SQLiteStore(SQLiteObjects):
         """
         if wanted.limit <= 0:
             return []
-        conditions, values = [], []
+        conditions: list[str] = []
+        values: list[Any] = []
         for job, versions in wanted.versions.items():
             marks = ", ".join("?" * len(versions))
             conditions.append(
@@ -240,11 +242,12 @@ class SQLiteStore(SQLiteObjects):
         statement = (
             "SELECT home, id, job, attempts FROM runs "
             f"WHERE {CLAIMABLE} AND {where} AND (attempts < 2 OR {wanted.alone:d}) "
+            "AND (expires IS NULL OR expires > ?) "
             "AND EXISTS (SELECT 1 FROM workers WHERE id = ? AND dead = 0) "
             f"AND ({' OR '.join(conditions)}) "
             "ORDER BY priority DESC, id LIMIT ?"
         )
-        values = [*places, wanted.worker, *values, str(wanted.limit)]
+        values = [*places, self._clock(), wanted.worker, *values, wanted.limit]
 
         def transaction(connection: sqlite3.Connection) -> list[tuple[RunRecord, Loaded | None]]:
             found = connection.execute(statement, values).fetchall()
@@ -329,7 +332,7 @@ class SQLiteStore(SQLiteObjects):
 
         def transaction(connection: sqlite3.Connection) -> Held:
             changed = connection.execute(
-                "UPDATE runs SET status = 'unwinding', outcome = ?, reason = ?, error = ? "
+                "UPDATE runs SET status = 'unwinding', outcome = ?, reason = ?, error = ?, expires = NULL "
                 "WHERE home = ? AND id = ? AND epoch = ? AND wakes = ? AND status IN ('in_progress', 'cancelling')",
                 (end.status, end.reason, end.error, home, run, epoch, wakes),
             ).rowcount
@@ -450,9 +453,10 @@ class SQLiteStore(SQLiteObjects):
                 "ended = NULL, attempts = 0, worker = NULL, epoch = epoch + 1, wakes = wakes + 1, changed = ?, "
                 "admitted = admitted OR NOT EXISTS (SELECT 1 FROM runs AS other WHERE other.thread = runs.thread "
                 f"AND other.admitted = 1 AND other.status NOT IN {ENDED}), "
-                "next_run = NULL, dollars = NULL, input_tokens = NULL, output_tokens = NULL, steps = NULL "
+                "expires = ? + expires_seconds, next_run = NULL, "
+                "dollars = NULL, input_tokens = NULL, output_tokens = NULL, steps = NULL "
                 f"WHERE home = ? AND id = ? AND status IN {ENDED}",
-                (changed, home, run),
+                (changed, self._clock(), home, run),
             ).rowcount:
                 return False
             for statement, values in _superseded(home, run, supersede):
@@ -469,10 +473,14 @@ class SQLiteStore(SQLiteObjects):
         await self._execute("UPDATE runs SET attempts = 0 WHERE id = ?", (run,))
 
     async def sweep(self, max_attempts: int) -> Swept:
-        """Repairs what nobody did: dead workers' runs, due timers, delays, parents whose child ended."""
+        """Repairs what nobody did: dead workers' runs, due timers, delays, parents whose child ended.
+
+        Runs whose time is up are asked to stop.
+        """
 
         def transaction(connection: sqlite3.Connection) -> Swept:
             now = self._clock()
+            expired = expire_overdue(connection, now)
             dead = bury_dead_workers(connection, now)
             taken_over, poisoned = take_over(connection, now, max_attempts)
             woken = connection.execute(
@@ -485,9 +493,10 @@ class SQLiteStore(SQLiteObjects):
             warned = warn_of_deadlines(connection, now)
             next_due = connection.execute(
                 "SELECT min(at) FROM (SELECT min(due) AS at FROM runs WHERE due IS NOT NULL "
+                "UNION ALL SELECT min(expires) FROM runs WHERE expires IS NOT NULL "
                 "UNION ALL SELECT min(warn_at) FROM steps WHERE warn_at IS NOT NULL)"
             ).fetchone()[0]
-            return Swept(woken, taken_over, poisoned, dead, next_due, warned)
+            return Swept(woken, taken_over, poisoned, dead, next_due, warned, expired)
 
         return await self._writer.run(transaction)
 

@@ -16,7 +16,7 @@ CREATE TABLE runs (
     job             TEXT    NOT NULL,
     version         TEXT,                       -- of the code that claimed it last
     status          TEXT    NOT NULL,
-    outcome         TEXT,                       -- while unwinding: the status to come
+    outcome         TEXT,                       -- while unwinding, or when time is up: the status to come
     reason          TEXT,
     epoch           INTEGER NOT NULL DEFAULT 0, -- raised by each claim: the fence
     wakes           INTEGER NOT NULL DEFAULT 0, -- raised by each event from outside
@@ -27,6 +27,8 @@ CREATE TABLE runs (
     queue           TEXT    NOT NULL,
     priority        INTEGER NOT NULL DEFAULT 0,
     due             REAL,                       -- parked: next timer; not admitted: start of the delay's end
+    expires         REAL,                       -- when it expires; NULL: never, or it is ending already
+    expires_seconds REAL,                       -- as it was submitted: a resumed run has as long again
     thread          TEXT,
     root            TEXT    NOT NULL,
     parent          TEXT,
@@ -39,7 +41,6 @@ CREATE TABLE runs (
     pinned          INTEGER NOT NULL DEFAULT 0, -- only its own version may go on with it
     changed         INTEGER NOT NULL DEFAULT 0, -- resumed to run changed step functions again
     created         REAL    NOT NULL,
-    expires         REAL,                       -- when it ends, expired, if it is not over by then
     started         REAL,
     ended           REAL,
     progress_done   REAL,
@@ -68,6 +69,7 @@ CREATE INDEX runs_claimable ON runs (queue, priority DESC, id, job, version)
     WHERE worker IS NULL AND admitted = 1 AND status IN ('queued', 'cancelling', 'unwinding');
 CREATE INDEX runs_held ON runs (worker) WHERE worker IS NOT NULL;
 CREATE INDEX runs_due ON runs (due) WHERE due IS NOT NULL;
+CREATE INDEX runs_expires ON runs (expires) WHERE expires IS NOT NULL;
 CREATE INDEX runs_parent ON runs (parent) WHERE parent IS NOT NULL;
 CREATE INDEX runs_of_thread ON runs (thread, created, id) WHERE thread IS NOT NULL;
 CREATE INDEX runs_enqueued_thread ON runs (thread, id) WHERE admitted = 0 AND thread IS NOT NULL;
@@ -136,32 +138,40 @@ CREATE TABLE messages (
 -- What a run, with all its children, may spend. Dollars are billionths, so that sums are exact. What is in
 -- flight is reserved: never spent + reserved > max, and a worker that dies leaves its reservations spent.
 CREATE TABLE budgets (
-    home             TEXT    NOT NULL,
-    run              TEXT    NOT NULL,
-    on_limit         TEXT    NOT NULL,          -- stop, ask
-    max_dollars      INTEGER,
-    max_tokens       INTEGER,
-    max_steps        INTEGER,
-    max_seconds      REAL,                      -- since the run first started
-    spent_dollars    INTEGER NOT NULL DEFAULT 0,
-    spent_tokens     INTEGER NOT NULL DEFAULT 0,
-    spent_steps      INTEGER NOT NULL DEFAULT 0,
-    reserved_dollars INTEGER NOT NULL DEFAULT 0,
-    reserved_tokens  INTEGER NOT NULL DEFAULT 0,
-    reserved_steps   INTEGER NOT NULL DEFAULT 0,
+    home                   TEXT    NOT NULL,
+    run                    TEXT    NOT NULL,
+    on_limit               TEXT    NOT NULL,    -- stop, ask
+    max_dollars            INTEGER,
+    max_tokens             INTEGER,
+    max_input_tokens       INTEGER,
+    max_output_tokens      INTEGER,
+    max_steps              INTEGER,
+    max_seconds            REAL,                -- since the run first started
+    spent_dollars          INTEGER NOT NULL DEFAULT 0,
+    spent_tokens           INTEGER NOT NULL DEFAULT 0,
+    spent_input_tokens     INTEGER NOT NULL DEFAULT 0,
+    spent_output_tokens    INTEGER NOT NULL DEFAULT 0,
+    spent_steps            INTEGER NOT NULL DEFAULT 0,
+    reserved_dollars       INTEGER NOT NULL DEFAULT 0,
+    reserved_tokens        INTEGER NOT NULL DEFAULT 0,
+    reserved_input_tokens  INTEGER NOT NULL DEFAULT 0,
+    reserved_output_tokens INTEGER NOT NULL DEFAULT 0,
+    reserved_steps         INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (home, run)
 );
 
 -- A step in flight: the most that it may cost. Deleted in the transaction that writes the step's row.
 CREATE TABLE reservations (
-    home    TEXT    NOT NULL,
-    run     TEXT    NOT NULL,
-    key     TEXT    NOT NULL,
-    attempt INTEGER NOT NULL,
-    budget  TEXT    NOT NULL,
-    dollars INTEGER NOT NULL,
-    tokens  INTEGER NOT NULL,
-    steps   INTEGER NOT NULL,
+    home          TEXT    NOT NULL,
+    run           TEXT    NOT NULL,
+    key           TEXT    NOT NULL,
+    attempt       INTEGER NOT NULL,
+    budget        TEXT    NOT NULL,
+    dollars       INTEGER NOT NULL,
+    tokens        INTEGER NOT NULL,
+    input_tokens  INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    steps         INTEGER NOT NULL,
     PRIMARY KEY (home, run, key, attempt)
 );
 

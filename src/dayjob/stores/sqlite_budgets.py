@@ -13,61 +13,57 @@ from typing import Any
 import orjson
 
 from dayjob.runs import Kind, RunRecord
-from dayjob.stores import BudgetRecord, Raise, Reservation, Reserved, Settlement
+from dayjob.stores import COUNTED, OF_ANSWERS, BudgetRecord, Raise, Reservation, Reserved, Settlement
 from dayjob.stores.sqlite_rows import ENDED, HELD, PARKED
 
 BILLION = 1_000_000_000
-_FIELDS = ", ".join(name for name in BudgetRecord.__dataclass_fields__ if name != "started")
+
+
+def _each(said: str, between: str = ", ", counted: tuple[str, ...] = COUNTED) -> str:
+    """What is said of #, said of each thing that a budget counts."""
+    return between.join(said.replace("#", name) for name in counted)
+
+
 _READ = f"""
-SELECT {_FIELDS}, (SELECT started FROM runs WHERE home = budgets.home AND id = budgets.run)
+SELECT home, run, on_limit, max_seconds,
+       (SELECT started FROM runs WHERE home = budgets.home AND id = budgets.run),
+       {_each("max_#")}, {_each("spent_#")}, {_each("reserved_#")}
   FROM budgets WHERE home = ? AND run = ?
 """
-_INSERT = """
-INSERT INTO budgets (home, run, on_limit, max_dollars, max_tokens, max_steps, max_seconds)
-VALUES (:home, :run, :on_limit, :dollars, :tokens, :steps, :seconds)
+_INSERT = f"""
+INSERT INTO budgets (home, run, on_limit, max_seconds, {_each("max_#")})
+VALUES (:home, :run, :on_limit, :seconds, {_each(":#")})
 """
 _IS_HELD = f"SELECT 1 FROM runs WHERE home = :home AND id = :run AND epoch = :epoch AND status IN {HELD}"
-_RESERVE = """
+_RESERVE = f"""
 UPDATE budgets
-   SET reserved_dollars = reserved_dollars + :dollars, reserved_tokens = reserved_tokens + :tokens,
-       reserved_steps = reserved_steps + :steps
+   SET {_each("reserved_# = reserved_# + :#")}
  WHERE home = :home AND run = :budget
-   AND (max_dollars IS NULL OR spent_dollars + reserved_dollars + :dollars <= max_dollars)
-   AND (max_tokens IS NULL OR spent_tokens + reserved_tokens + :tokens <= max_tokens)
-   AND (max_steps IS NULL OR spent_steps + reserved_steps + :steps <= max_steps)
-   AND (:spent_dollars IS NULL OR (reserved_dollars = 0 AND reserved_tokens = 0
-        AND spent_dollars = :spent_dollars AND spent_tokens = :spent_tokens))
+   AND {_each("(max_# IS NULL OR spent_# + reserved_# + :# <= max_#)", " AND ")}
+   AND (NOT :takes_rest OR ({_each("reserved_# = 0 AND spent_# = :rest_of_#", " AND ", OF_ANSWERS)}))
 """
-_KEEP_RESERVATION = """
-INSERT INTO reservations (home, run, key, attempt, budget, dollars, tokens, steps)
-VALUES (:home, :run, :key, :attempt, :budget, :dollars, :tokens, :steps)
+_KEEP_RESERVATION = f"""
+INSERT INTO reservations (home, run, key, attempt, budget, {_each("#")})
+VALUES (:home, :run, :key, :attempt, :budget, {_each(":#")})
 """
 _THIS_ONE = "home = :home AND run = :run AND key = :key AND attempt = :attempt"
 _SETTLE = f"""
 UPDATE budgets
-   SET spent_dollars = spent_dollars + coalesce(:dollars, held.dollars),
-       spent_tokens = spent_tokens + coalesce(:tokens, held.tokens),
-       spent_steps = spent_steps + coalesce(:steps, held.steps),
-       reserved_dollars = reserved_dollars - held.dollars, reserved_tokens = reserved_tokens - held.tokens,
-       reserved_steps = reserved_steps - held.steps
+   SET {_each("spent_# = spent_# + coalesce(:#, held.#), reserved_# = reserved_# - held.#")}
   FROM (SELECT * FROM reservations WHERE {_THIS_ONE}) AS held
  WHERE budgets.home = held.home AND budgets.run = held.budget
 """
 _DROP_RESERVATION = f"DELETE FROM reservations WHERE {_THIS_ONE}"
-_SPEND_ALL_OF_RUN = """
+_SPEND_ALL_OF_RUN = f"""
 UPDATE budgets
-   SET spent_dollars = spent_dollars + held.dollars, reserved_dollars = reserved_dollars - held.dollars,
-       spent_tokens = spent_tokens + held.tokens, reserved_tokens = reserved_tokens - held.tokens,
-       spent_steps = spent_steps + held.steps, reserved_steps = reserved_steps - held.steps
-  FROM (SELECT budget, sum(dollars) AS dollars, sum(tokens) AS tokens, sum(steps) AS steps
+   SET {_each("spent_# = spent_# + held.#, reserved_# = reserved_# - held.#")}
+  FROM (SELECT budget, {_each("sum(#) AS #")}
           FROM reservations WHERE home = ?1 AND run = ?2 GROUP BY budget) AS held
  WHERE budgets.home = ?1 AND budgets.run = held.budget
 """
 _RAISE = {
-    "dollars": "UPDATE budgets SET max_dollars = max(max_dollars, :value) WHERE home = :home AND run = :budget",
-    "tokens": "UPDATE budgets SET max_tokens = max(max_tokens, :value) WHERE home = :home AND run = :budget",
-    "steps": "UPDATE budgets SET max_steps = max(max_steps, :value) WHERE home = :home AND run = :budget",
-    "seconds": "UPDATE budgets SET max_seconds = max(max_seconds, :value) WHERE home = :home AND run = :budget",
+    name: f"UPDATE budgets SET max_{name} = max(max_{name}, :value) WHERE home = :home AND run = :budget"
+    for name in (*COUNTED, "seconds")
 }
 _STOP_FROM_NOW_ON = "UPDATE budgets SET on_limit = 'stop' WHERE home = :home AND run = :budget"
 _ASKED_TOO = f"""
@@ -98,24 +94,36 @@ def open_budget(connection: sqlite3.Connection, run: RunRecord) -> None:
 
 def read_budget(connection: sqlite3.Connection, home: str, run: str) -> BudgetRecord | None:
     row = connection.execute(_READ, (home, run)).fetchone()
-    return BudgetRecord(*row) if row else None
+    if row is None:
+        return None
+    home, run, on_limit, max_seconds, started, *counts = row
+    many = len(COUNTED)
+    most, spent, reserved = (
+        dict(zip(COUNTED, counts[at : at + many], strict=True)) for at in (0, many, 2 * many)
+    )
+    limited = {name: count for name, count in most.items() if count is not None}
+    return BudgetRecord(home, run, on_limit, max_seconds, started, limited, spent, reserved)
 
 
 def reserve(connection: sqlite3.Connection, wanted: Reservation) -> Reserved:
-    values = wanted._asdict()
-    values["spent_dollars"], values["spent_tokens"] = values.pop("rest_of") or (None, None)
+    home, run, epoch, budget_run, key, attempt, amounts, rest_of = wanted
+    values = {"home": home, "run": run, "epoch": epoch, "budget": budget_run, "key": key, "attempt": attempt}
+    values |= {name: amounts.get(name, 0) for name in COUNTED}
+    values |= {f"rest_of_{name}": (rest_of or {}).get(name, 0) for name in OF_ANSWERS}
+    values["takes_rest"] = rest_of is not None
     held = connection.execute(_IS_HELD, values).fetchone() is not None
     there = connection.execute(f"SELECT 1 FROM reservations WHERE {_THIS_ONE}", values).fetchone()
     granted = held and (there is not None or connection.execute(_RESERVE, values).rowcount > 0)
     if granted and there is None:  # else it was granted before a lost reply
         connection.execute(_KEEP_RESERVATION, values)
-    budget = read_budget(connection, wanted.home, wanted.budget)
+    budget = read_budget(connection, home, budget_run)
     assert budget is not None
     return Reserved(granted, held, budget)
 
 
 def settlement(home: str, run: str, settled: Settlement) -> list[tuple[str, Any]]:
-    values = {"home": home, "run": run, **settled._asdict()}
+    values = {"home": home, "run": run, "key": settled.key, "attempt": settled.attempt}
+    values |= {name: settled.spent.get(name) for name in COUNTED}
     return [(_SETTLE, values), (_DROP_RESERVATION, values)]
 
 

@@ -20,7 +20,7 @@ UPDATE runs SET wakes = wakes + 1, due = CASE WHEN status IN {PARKED} THEN NULL 
 """
 _SETTLE = f"""
 UPDATE runs SET status = :status, outcome = NULL, reason = :reason, error = coalesce(:error, error),
-       ended = :now, worker = NULL, due = NULL, pinned = 0, changed = 0, next_run = :next_run,
+       ended = :now, worker = NULL, due = NULL, expires = NULL, pinned = 0, changed = 0, next_run = :next_run,
        output = coalesce(:output, CASE WHEN :status <> 'completed' THEN (
            SELECT value FROM steps WHERE home = :home AND run = :run AND kind = 'note' AND name = 'partial'
             ORDER BY seq DESC LIMIT 1) END),
@@ -100,22 +100,48 @@ def _in_doubt(connection: sqlite3.Connection, home: str, run: str) -> list[StepR
 def cancel_all(
     connection: sqlite3.Connection, now: float, home: str, runs: Sequence[str], reason: str
 ) -> None:
-    """Asks these runs, and all below them, to stop; those that never started are cancelled at once."""
+    """Asks these runs, and all below them, to stop; those that never started are cancelled at once.
+
+    Those that are ending in another way go on with that.
+    """
     family = connection.execute(
         "WITH RECURSIVE family (id) AS (SELECT value FROM json_each(?) UNION SELECT runs.id FROM runs "
         "JOIN family ON runs.parent = family.id) "
-        f"SELECT id, epoch FROM runs WHERE id IN (SELECT id FROM family) AND status NOT IN {ENDED} "
-        "AND status <> 'unwinding'",
+        f"SELECT id FROM runs WHERE id IN (SELECT id FROM family) AND status NOT IN {ENDED} AND outcome IS NULL",
         (json.dumps(list(runs)),),
     ).fetchall()
-    for id, epoch in family:
-        wakes = connection.execute(
-            "UPDATE runs SET status = 'cancelling', reason = ?, wakes = wakes + 1, due = NULL, admitted = "
-            "CASE epoch WHEN 0 THEN admitted ELSE 1 END WHERE home = ? AND id = ? RETURNING wakes",
-            (reason, home, id),
-        ).fetchone()[0]
-        if epoch == 0:
-            settle(connection, now, home, id, 0, wakes, End(Status.CANCELLED, reason), None)
+    for (id,) in family:
+        _ask_to_stop(connection, now, home, id, None, reason)
+
+
+def expire_overdue(connection: sqlite3.Connection, now: float) -> list[str]:
+    """Asks the runs whose time is up to stop, as expired, and all below them; those that never started end at once."""
+    overdue = connection.execute(
+        "SELECT home, id, expires_seconds FROM runs WHERE expires <= ? ORDER BY expires", (now,)
+    ).fetchall()
+    for home, id, seconds in overdue:
+        reason = f"not over within {seconds:g} seconds"
+        _ask_to_stop(connection, now, home, id, Status.EXPIRED, reason)
+        children = connection.execute("SELECT id FROM runs WHERE parent = ?", (id,)).fetchall()
+        cancel_all(
+            connection, now, home, [child for (child,) in children],
+            f"the run that started it is {Status.EXPIRED}: {reason}",
+        )  # fmt: skip
+    return [id for _, id, _ in overdue]
+
+
+def _ask_to_stop(
+    connection: sqlite3.Connection, now: float, home: str, run: str, outcome: Status | None, reason: str
+) -> None:
+    """The run is to stop and then to end so: cancelled, unless another outcome is named."""
+    epoch, wakes, started = connection.execute(
+        "UPDATE runs SET status = 'cancelling', outcome = ?, reason = ?, wakes = wakes + 1, due = NULL, "
+        "expires = NULL, admitted = CASE WHEN started IS NULL THEN admitted ELSE 1 END WHERE home = ? AND id = ? "
+        "RETURNING epoch, wakes, started",
+        (outcome, reason, home, run),
+    ).fetchone()
+    if started is None:
+        settle(connection, now, home, run, epoch, wakes, End(outcome or Status.CANCELLED, reason), None)
 
 
 def signal_parent(connection: sqlite3.Connection, home: str, child: str) -> bool:
@@ -173,6 +199,7 @@ def take_over(connection: sqlite3.Connection, now: float, max_attempts: int) -> 
             if status == Status.IN_PROGRESS and _left_something_behind(connection, id):
                 connection.execute(
                     "UPDATE runs SET status = 'unwinding', outcome = ?, reason = ?, error = ?, worker = NULL, "
+                    "expires = NULL, "
                     "epoch = epoch + 1, attempts = 0 WHERE home = ? AND id = ?",
                     (end.status, end.reason, end.error, home, id),
                 )
