@@ -201,6 +201,7 @@ class Dayjob:
         queue: str = "default",
         priority: int = 0,
         delay: float = 0.0,
+        expires: float | None = None,
         limits: Limits | None = None,
         tags: Iterable[str] = (),
         when_busy: str = "refuse",
@@ -212,10 +213,11 @@ class Dayjob:
         """Queues a run; it is durable when this returns.
 
         The same `key` for the same job gives the run that is there already; with other input it raises
-        SubmitConflict. A higher `priority` goes first. `delay` is in seconds. A `thread` has one active
-        run: a second raises ThreadBusy, or waits its turn with `when_busy="enqueue"`. `limits` are for
-        the run and all its children together. `details` are kept with the run for its client, and `messages`
-        added to its thread, if the run is queued.
+        SubmitConflict. A higher `priority` goes first. `delay` is in seconds. A run that is not over
+        `expires` seconds from now ends expired, whatever it is doing. A `thread` has one active run: a second
+        raises ThreadBusy, or waits its turn with `when_busy="enqueue"`. `limits` are for the run and all its
+        children together. `details` are kept with the run for its client, and `messages` added to its thread,
+        if the run is queued.
         """
         if not isinstance(request, Request):
             raise InputError(
@@ -231,6 +233,8 @@ class Dayjob:
         _check_text("queue", queue, needed=True)
         _check_priority(priority)
         delay = seconds_of("delay", delay)
+        if expires is not None:
+            expires = seconds_of("expires", expires)
         await self._make_known(request.job)
         now = self._clock()
         record = new_run(
@@ -242,10 +246,12 @@ class Dayjob:
             record.limits, record.budget = limits.to_json(), record.id
         if delay > 0:
             record.admitted, record.due = 0, now + delay
+        if expires is not None:
+            record.expires = now + expires
         stored = await self.store.submit(record, when_busy, messages)
         for worker in self._workers:
             worker.poke()
-        return Handle(self, stored.id, request.job)
+        return Handle(self, stored.id, request.job, stored)
 
     async def get(self, run_id: str) -> RunRecord:
         """A run as it is stored. Raises UnknownRun."""
@@ -530,12 +536,13 @@ def _resolve(future: asyncio.Future[RunRecord], record: RunRecord) -> None:
 
 
 class Handle:
-    """A run, from outside."""
+    """A run, from outside. `submitted` is its record as `submit` left it, or found it."""
 
-    def __init__(self, app: Dayjob, id: str, job: Job | None) -> None:
+    def __init__(self, app: Dayjob, id: str, job: Job | None, submitted: RunRecord | None = None) -> None:
         self._app = app
         self.id = id
         self._job = job
+        self.submitted = submitted
 
     def __repr__(self) -> str:
         return f"<run {self.id}>"

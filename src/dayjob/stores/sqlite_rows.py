@@ -18,8 +18,8 @@ ENDED = "(" + ", ".join(f"'{status}'" for status in sorted(TERMINAL)) + ")"
 CLAIMABLE = "worker IS NULL AND admitted = 1 AND status IN ('queued', 'cancelling', 'unwinding')"
 
 _NEW_RUN_COLUMNS = (
-    "home", "id", "project", "job", "status", "admitted", "queue", "priority", "due", "thread", "root", "parent",
-    "parent_key", "submit_key", "tags", "limits", "budget", "source", "created", "details",
+    "home", "id", "project", "job", "status", "admitted", "queue", "priority", "due", "expires", "thread", "root",
+    "parent", "parent_key", "submit_key", "tags", "limits", "budget", "source", "created", "details",
 )  # fmt: skip
 _new_run_values = attrgetter(*_NEW_RUN_COLUMNS)
 _INSERT_RUN = (
