@@ -251,7 +251,7 @@ class Dayjob:
         stored = await self.store.submit(record, when_busy, messages)
         for worker in self._workers:
             worker.poke()
-        return Handle(self, stored.id, request.job)
+        return Handle(self, stored.id, request.job, stored)
 
     async def get(self, run_id: str) -> RunRecord:
         """A run as it is stored. Raises UnknownRun."""
@@ -536,12 +536,13 @@ def _resolve(future: asyncio.Future[RunRecord], record: RunRecord) -> None:
 
 
 class Handle:
-    """A run, from outside."""
+    """A run, from outside. `submitted` is its record as `submit` left it, or found it."""
 
-    def __init__(self, app: Dayjob, id: str, job: Job | None) -> None:
+    def __init__(self, app: Dayjob, id: str, job: Job | None, submitted: RunRecord | None = None) -> None:
         self._app = app
         self.id = id
         self._job = job
+        self.submitted = submitted
 
     def __repr__(self) -> str:
         return f"<run {self.id}>"

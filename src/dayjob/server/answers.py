@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from fastapi import Response
+from fastapi import Depends, Query, Response
 
-from dayjob.kept import Found
+from dayjob.kept import Found, Page
 
 T = TypeVar("T")
 
@@ -27,13 +27,44 @@ class JSON(Response):
         return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
 
 
+async def _page(
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+    before: str | None = None,
+) -> Page:
+    return Page(limit, order == "asc", after or None, before or None)
+
+
+PageAsked = Annotated[Page, Depends(_page)]
+
+
 def page_body(found: Found[T], make: Callable[[T], dict[str, Any]]) -> dict[str, Any]:
     """A page of a list, as the clients' pagers read it."""
-    data = [make(row) for row in found.rows]
+    return listed([make(row) for row in found.rows], found.more)
+
+
+def page_of(objects: Sequence[dict[str, Any]], page: Page) -> dict[str, Any]:
+    """A page of a list that is here as a whole, oldest first. A cursor that is not in it gives an empty page."""
+    ordered = list(objects if page.ascending else reversed(objects))
+    places = {each["id"]: place for place, each in enumerate(ordered)}
+    start, end = 0, len(ordered)
+    if page.after is not None:
+        start = places.get(page.after, end) + 1
+    if page.before is not None:
+        end = places.get(page.before, 0)
+    if page.before is not None and page.after is None:
+        start = max(start, end - page.limit)
+        return listed(ordered[start:end], start > 0)
+    found = ordered[start:end]
+    return listed(found[: page.limit], len(found) > page.limit)
+
+
+def listed(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
     return {
         "object": "list",
         "data": data,
         "first_id": data[0]["id"] if data else None,
         "last_id": data[-1]["id"] if data else None,
-        "has_more": found.more,
+        "has_more": more,
     }

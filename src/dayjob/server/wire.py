@@ -30,6 +30,13 @@ ENDED_STEP = {
 WHY_CUT_OFF = {Status.CANCELLED: "run_cancelled", Status.EXPIRED: "run_expired"}
 
 
+def not_offered(tools: Iterable[Mapping[str, Any]] = (), attached: bool = False) -> dict[str, str]:
+    """The header that names what is kept and echoed, but not offered to the model."""
+    types = {tool["type"] for tool in tools} - {"function"}
+    named = sorted(types | {"attachments"} if attached else types)
+    return {"dayjob-not-offered": ", ".join(named)} if named else {}
+
+
 def details_of(record: RunRecord | ThreadRecord | MessageRecord) -> dict[str, Any]:
     """What a client keeps with it."""
     return orjson.loads(record.details) if record.details else {}
@@ -39,9 +46,26 @@ def details_of(record: RunRecord | ThreadRecord | MessageRecord) -> dict[str, An
 
 
 def assistant_object(record: ObjectRecord) -> dict[str, Any]:
-    body: dict[str, Any] = orjson.loads(record.body)
-    body.pop("reasoning_effort", None)  # taken, and not echoed
-    return {"id": record.id, "object": "assistant", "created_at": int(record.created), **body}
+    kept: dict[str, Any] = orjson.loads(record.body)
+    return {
+        "id": record.id,
+        "object": "assistant",
+        "created_at": int(record.created),
+        "name": kept.get("name"),
+        "description": kept.get("description"),
+        "model": kept["model"],
+        "instructions": kept.get("instructions"),
+        "tools": kept.get("tools") or [],
+        "tool_resources": kept.get("tool_resources") or {},
+        "metadata": kept.get("metadata") or {},
+        "temperature": _default(kept.get("temperature"), 1.0),
+        "top_p": _default(kept.get("top_p"), 1.0),
+        "response_format": kept.get("response_format") or "auto",
+    }
+
+
+def _default(given: float | None, default: float) -> float:
+    return default if given is None else given
 
 
 def thread_object(record: ThreadRecord) -> dict[str, Any]:
@@ -50,7 +74,7 @@ def thread_object(record: ThreadRecord) -> dict[str, Any]:
         "id": record.id,
         "object": "thread",
         "created_at": int(record.created),
-        "tool_resources": kept.get("tool_resources"),
+        "tool_resources": kept.get("tool_resources") or {},
         "metadata": kept.get("metadata") or {},
     }
 
@@ -137,8 +161,8 @@ def run_object(run: RunRecord, steps: Sequence[StepRecord] = ()) -> dict[str, An
         "instructions": asked.instructions,
         "tools": asked.tools,
         "metadata": metadata,
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
+        "temperature": _default(asked.temperature, 1.0),
+        "top_p": _default(asked.top_p, 1.0),
         "usage": _usage(run.input_tokens, run.output_tokens) if run.status.is_terminal else None,
         "max_prompt_tokens": asked.max_prompt_tokens,
         "max_completion_tokens": asked.max_completion_tokens,
@@ -171,30 +195,60 @@ def status_of(run: RunRecord, needs_client: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ClientCall:
-    """A tool call that the client is to execute: as the model made it, and the action that takes its output."""
+    """A tool call that the client is to execute: as the model made it, and the row that waits for its output."""
 
     id: str
     name: str
     arguments: str
     row: StepRecord
 
+    @property
+    def action(self) -> str:
+        """The id of the action that its output answers."""
+        return self.row.key if self.row.attempt == 1 else f"{self.row.key}@{self.row.attempt}"
+
+    @property
+    def given(self) -> bytes | None:
+        """What was handed in for it, as it is stored."""
+        return self.row.answer or self.row.value
+
+    def answer(self, output: str) -> Any:
+        """An output, which is always a text on this wire, as the tool's declared type takes it."""
+        schema = orjson.loads(self.row.input or b"{}").get("schema") or {"type": "string"}
+        if schema.get("type") == "string":
+            return output
+        try:
+            return orjson.loads(output)
+        except orjson.JSONDecodeError:
+            return output
+
+
+def client_calls(steps: Sequence[StepRecord]) -> list[list[ClientCall]]:
+    """The calls that the client was, or is, to execute: those of each turn in which there are any."""
+    rows = {row.scope: row for row in steps if row.kind == Kind.TOOL and is_action(row)}
+    turns = [
+        [
+            ClientCall(id, name, arguments, rows[scope])
+            for number, (id, name, arguments) in enumerate(_value(row)["tool_calls"])
+            if (scope := _scope_of_call(row, number)) in rows
+        ]
+        for row in steps
+        if row.kind == Kind.MODEL and row.outcome == Outcome.VALUE
+    ]
+    return [calls for calls in turns if calls]
+
 
 def calls_required(run: RunRecord, steps: Sequence[StepRecord]) -> list[ClientCall]:
     """What the client has to do before the run goes on; nothing while somebody else has to do something."""
     if run.status != Status.REQUIRES_ACTION:
         return []
-    waiting = {
-        row.scope: row for row in steps if row.outcome is None and row.answer is None and is_action(row)
-    }
-    if any(row.kind != Kind.TOOL for row in waiting.values()):
+    if any(_waits(row) and is_action(row) and row.kind != Kind.TOOL for row in steps):
         return []
-    return [
-        ClientCall(id, name, arguments, waiting[_scope_of_call(row, number)])
-        for row in steps
-        if row.kind == Kind.MODEL and row.outcome == Outcome.VALUE
-        for number, (id, name, arguments) in enumerate(_value(row)["tool_calls"])
-        if _scope_of_call(row, number) in waiting
-    ]
+    return [call for calls in client_calls(steps) for call in calls if _waits(call.row)]
+
+
+def _waits(row: StepRecord) -> bool:
+    return row.outcome is None and row.answer is None
 
 
 def _required_action(required: Iterable[ClientCall]) -> dict[str, Any]:

@@ -205,6 +205,13 @@ class SQLiteReads:
             ]
         )
 
+    async def statuses(self, runs: Sequence[str]) -> dict[str, Status]:
+        """The status of each of these runs that there is."""
+        statement = "SELECT id, status FROM runs WHERE id IN (SELECT value FROM json_each(?))"
+        return await self._read(
+            lambda c: {id: Status(status) for id, status in c.execute(statement, (json.dumps(list(runs)),))}
+        )
+
     async def steps(self, run: str, after: int = 0) -> list[StepRecord]:
         """The journal of a run in the order of completion, open steps last; `after` skips up to that seq."""
         return await self._read(

@@ -128,19 +128,24 @@ class SQLiteThreads(SQLiteReads):
 
         return await self._writer.run(transaction)
 
-    async def thread_runs(self, thread: str, page: Page) -> Found[RunRecord]:
-        """The runs of a thread that were submitted to it, with their input; not their children."""
+    async def thread_runs(self, thread: str, page: Page, job: str | None = None) -> Found[RunRecord]:
+        """The runs of a thread that were submitted to it, all or those of one job, with their input; no children."""
+        where = "thread = :thread AND parent IS NULL" + (" AND job = :job" if job else "")
 
         def query(connection: sqlite3.Connection) -> Found[RunRecord]:
             found = page_of(
-                connection, page, columns=RUN_FIELDS, table="runs", where="thread = :thread AND parent IS NULL",
-                order="created, id", values={"thread": thread}, make=run_of,
+                connection, page, columns=RUN_FIELDS, table="runs", where=where, order="created, id",
+                values={"thread": thread, "job": job}, make=run_of,
             )  # fmt: skip
             for run in found.rows:
                 run.input = input_of(connection, run)
             return found
 
         return await self._read(query)
+
+    async def active_runs(self, thread: str) -> list[str]:
+        """The runs of a thread that are not over, the one at work first, then those that wait their turn."""
+        return await self._read(lambda c: active_runs(c, thread))
 
     async def change_run(self, run: str, details: bytes) -> None:
         await self._execute("UPDATE runs SET details = ?2 WHERE id = ?1", (run, details))
@@ -171,11 +176,12 @@ def refuse_when_busy(connection: sqlite3.Connection, thread: str) -> None:
 
 def active_run(connection: sqlite3.Connection, thread: str) -> str | None:
     """The run of a thread that is not over, the one at work first."""
-    row = connection.execute(
-        f"SELECT id FROM runs WHERE thread = ? AND status NOT IN {ENDED} ORDER BY admitted DESC, id LIMIT 1",
-        (thread,),
-    ).fetchone()
-    return None if row is None else str(row[0])
+    return next(iter(active_runs(connection, thread)), None)
+
+
+def active_runs(connection: sqlite3.Connection, thread: str) -> list[str]:
+    statement = f"SELECT id FROM runs WHERE thread = ? AND status NOT IN {ENDED} ORDER BY admitted DESC, id"
+    return [str(id) for (id,) in connection.execute(statement, (thread,))]
 
 
 def _message(connection: sqlite3.Connection, thread: str, id: str) -> MessageRecord | None:

@@ -1,0 +1,223 @@
+"""Runs of an assistant on a thread: made, waited for, answered and cancelled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Header, Request, Response
+
+from dayjob.assistant import JOB, AssistantRun
+from dayjob.errors import ThreadBusy, UnknownAction
+from dayjob.kept import MessageRecord
+from dayjob.runs import RunRecord, Status, StepRecord
+from dayjob.server.access import Caller, Member
+from dayjob.server.answers import JSON, PageAsked, listed
+from dayjob.server.bodies import (
+    ChangedMetadata,
+    NewRun,
+    NewRunOfAnyThread,
+    NewThread,
+    NewThreadAndRun,
+    ToolOutput,
+    ToolOutputs,
+)
+from dayjob.server.desk import AtDesk, Desk, submit_key_for
+from dayjob.server.errors import Refused
+from dayjob.server.threads import has_attachments, new_thread, records_of
+from dayjob.server.wire import (
+    ClientCall,
+    calls_required,
+    client_calls,
+    details_of,
+    not_offered,
+    run_object,
+    status_of,
+)
+from dayjob.values import encode
+
+MOVING = ("queued", "in_progress", "cancelling")
+"""The statuses in which a client's poll helper asks again."""
+HOLD_SECONDS = 1.0
+AGAIN_MS, AGAIN_AT_ONCE_MS = "500", "5"
+"""When to ask again: a client that was held may do so at once."""
+router = APIRouter(prefix="/threads", tags=["Runs"])
+OF_THREAD = "/{thread_id}/runs"
+OF_RUN = f"{OF_THREAD}/{{run_id}}"
+
+
+@router.post("/runs")
+async def create_thread_and_run(
+    request: Request, caller: Member, desk: AtDesk, body: NewThreadAndRun
+) -> Response:
+    """Makes a thread, and a run of it."""
+    asked = await _asked(desk, caller, body)
+    thread = body.thread or NewThread()
+    if body.tool_resources is not None and thread.tool_resources is None:
+        thread = thread.model_copy(update={"tool_resources": body.tool_resources})
+    made = await new_thread(request, caller, desk, thread)
+    run = await _submit(request, caller, desk, made.id, asked, body)
+    return await _answer(desk, run, body.stream, not_offered(asked.tools, has_attachments(thread.messages)))
+
+
+@router.get(OF_THREAD)
+async def list_runs(caller: Member, desk: AtDesk, thread_id: str, page: PageAsked) -> JSON:
+    await desk.thread_of(caller, thread_id)
+    found = await desk.app.store.thread_runs(thread_id, page, JOB)
+    return JSON(listed([await _body(desk, run) for run in found.rows], found.more))
+
+
+@router.post(OF_THREAD)
+async def create_run(
+    request: Request, caller: Member, desk: AtDesk, thread_id: str, body: NewRun
+) -> Response:
+    """Makes a run of a thread. `additional_messages` are added to the thread in the same breath."""
+    await desk.thread_of(caller, thread_id)
+    asked = await _asked(desk, caller, body, body.additional_instructions)
+    added = body.additional_messages or []
+    messages = records_of(request, caller, desk, added)
+    run = await _submit(request, caller, desk, thread_id, asked, body, messages)
+    return await _answer(desk, run, body.stream, not_offered(asked.tools, has_attachments(added)))
+
+
+@router.get(OF_RUN)
+async def retrieve_run(
+    caller: Member,
+    desk: AtDesk,
+    thread_id: str,
+    run_id: str,
+    x_stainless_poll_helper: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> JSON:
+    """A run as it is; to a client's poll helper it is told when it needs no further poll, or after a second."""
+    if x_stainless_poll_helper != "true":
+        run = await desk.assistants_run_of(caller, thread_id, run_id)
+        return JSON(await _body(desk, run), headers={"openai-poll-after-ms": AGAIN_MS})
+    with desk.watches.on(run_id, HOLD_SECONDS) as watch:
+        while True:
+            run = await desk.assistants_run_of(caller, thread_id, run_id)
+            body = await _body(desk, run)
+            if body["status"] not in MOVING or not await watch.moves(run.status):
+                return JSON(body, headers={"openai-poll-after-ms": AGAIN_AT_ONCE_MS})
+
+
+@router.post(OF_RUN)
+async def modify_run(
+    caller: Member, desk: AtDesk, thread_id: str, run_id: str, body: ChangedMetadata | None = None
+) -> JSON:
+    run = await desk.assistants_run_of(caller, thread_id, run_id)
+    if body is not None and "metadata" in body.model_fields_set:
+        run.details = encode({**details_of(run), "metadata": body.metadata or {}})
+        await desk.app.store.change_run(run_id, run.details)
+    return JSON(await _body(desk, run))
+
+
+@router.post(f"{OF_RUN}/cancel")
+async def cancel_run(caller: Member, desk: AtDesk, thread_id: str, run_id: str) -> JSON:
+    run = await desk.assistants_run_of(caller, thread_id, run_id)
+    if not run.status.is_terminal:
+        run = replace(run, status=await desk.app.cancel(run_id))
+        if run.status in (Status.CANCELLING, Status.CANCELLED):
+            return JSON(await _body(desk, await desk.assistants_run_of(caller, thread_id, run_id)))
+    raise Refused(f"Cannot cancel run with status '{status_of(run, False)}'.")
+
+
+@router.post(f"{OF_RUN}/submit_tool_outputs")
+async def submit_tool_outputs(
+    caller: Member, desk: AtDesk, thread_id: str, run_id: str, body: ToolOutputs
+) -> Response:
+    """Hands in what the client's tools gave, for all calls at once. Sent again, it changes nothing."""
+    while True:
+        run = await desk.assistants_run_of(caller, thread_id, run_id)
+        steps = await desk.app.store.steps(run_id)
+        required = calls_required(run, steps)
+        if _was_handed_in(desk, steps, body.tool_outputs):
+            return await _answer(desk, run, body.stream)
+        if not required:
+            status = status_of(run, False)
+            raise Refused(f'Runs in status "{status}" do not accept tool outputs.')
+        try:
+            await desk.app.answer_all(run_id, _answers(required, body.tool_outputs), by=caller.who)
+        except UnknownAction:  # another request was faster, or the time is up
+            continue
+        return await _answer(desk, replace(run, status=Status.QUEUED), body.stream)
+
+
+# --- how a run is made -----------------------------------------------------------------------------
+
+
+async def _asked(
+    desk: Desk, caller: Caller, body: NewRunOfAnyThread, more_instructions: str | None = None
+) -> AssistantRun:
+    """What a run is asked for: what its assistant says, but for what the run's own body says."""
+    assistant = orjson.loads((await desk.object_of(caller, "assistant", body.assistant_id)).body)
+    given = {name: value for name, value in body.given.items() if value is not None}
+    said = {name: value for name, value in {**assistant, **given}.items() if value is not None}
+    said["instructions"] = "\n\n".join(text for text in (said.get("instructions"), more_instructions) if text)
+    if "truncation_strategy" in said:
+        said["truncation_strategy"] = {"last_messages": None, **said["truncation_strategy"]}
+    known = {name: said[name] for name in AssistantRun.__dataclass_fields__ if name in said}
+    return AssistantRun(assistant=body.assistant_id, answers=desk.answering(said["model"]), **known)
+
+
+async def _submit(
+    request: Request,
+    caller: Caller,
+    desk: Desk,
+    thread: str,
+    asked: AssistantRun,
+    body: NewRunOfAnyThread,
+    messages: list[MessageRecord] | None = None,
+) -> RunRecord:
+    try:
+        handle = await desk.app.submit(
+            desk.app.jobs[JOB](asked), key=submit_key_for(request), thread=thread, project=caller.project,
+            expires=desk.settings.expires_seconds, when_busy=desk.settings.when_busy, messages=messages or (),
+            details={"metadata": body.metadata} if body.metadata else None,
+        )  # fmt: skip
+    except ThreadBusy as busy:
+        raise Refused(f"Thread {thread} already has an active run {busy.run}.") from None
+    assert handle.submitted is not None
+    return handle.submitted
+
+
+async def _answer(
+    desk: Desk, run: RunRecord, stream: bool | None, headers: dict[str, str] | None = None
+) -> Response:
+    """The answer to what sets a run going. The one place where a stream would begin."""
+    if stream:
+        raise Refused("This server does not stream yet: leave 'stream' out, and poll.", param="stream")
+    return JSON(await _body(desk, run), headers=headers)
+
+
+async def _body(desk: Desk, run: RunRecord) -> dict[str, Any]:
+    waits = run.status == Status.REQUIRES_ACTION
+    return run_object(run, await desk.app.store.steps(run.id) if waits else ())
+
+
+# --- tool outputs ----------------------------------------------------------------------------------
+
+
+def _answers(required: list[ClientCall], outputs: list[ToolOutput]) -> dict[str, Any]:
+    """By action: what was handed in for it. A model may give two calls the same id: they are matched in order."""
+    expected, got = [call.id for call in required], [output.tool_call_id for output in outputs]
+    if sorted(expected) != sorted(got):
+        raise Refused(f"Expected tool outputs for call_ids {expected}, got {got}")
+    left = list(outputs)
+    answers = {}
+    for call in required:
+        output = next(each for each in left if each.tool_call_id == call.id)
+        left.remove(output)
+        answers[call.action] = call.answer(output.output or "")
+    return answers
+
+
+def _was_handed_in(desk: Desk, steps: list[StepRecord], outputs: list[ToolOutput]) -> bool:
+    """Whether these very outputs were taken before, by a request whose answer may have got lost."""
+    for calls in client_calls(steps):
+        if sorted(call.id for call in calls) != sorted(each.tool_call_id for each in outputs):
+            continue
+        answers = _answers(calls, outputs)
+        if all(call.given == desk.app.redact(encode(answers[call.action])) for call in calls):
+            return True
+    return False

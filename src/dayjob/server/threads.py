@@ -1,0 +1,101 @@
+"""Threads: conversations that outlive a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Request
+
+from dayjob.kept import MessageRecord, ThreadRecord
+from dayjob.server.access import Caller, Member
+from dayjob.server.answers import JSON, PageAsked, page_body
+from dayjob.server.bodies import ChangedThread, NewMessage, NewThread
+from dayjob.server.desk import AtDesk, Desk, id_for
+from dayjob.server.errors import not_found
+from dayjob.server.wire import details_of, not_offered, thread_object
+from dayjob.values import encode
+
+STOP_SECONDS = 5.0
+"""So long the deletion of a thread waits for its run to stop."""
+router = APIRouter(prefix="/threads", tags=["Threads"])
+
+
+@router.get("")
+async def list_threads(caller: Member, desk: AtDesk, page: PageAsked) -> JSON:
+    """All threads. The Assistants API had no such call for API keys."""
+    return JSON(page_body(await desk.app.store.threads(caller.project, page), thread_object))
+
+
+@router.post("")
+async def create_thread(
+    request: Request, caller: Member, desk: AtDesk, body: NewThread | None = None
+) -> JSON:
+    made = await new_thread(request, caller, desk, body or NewThread())
+    return JSON(
+        thread_object(made), headers=not_offered(attached=bool(body and has_attachments(body.messages)))
+    )
+
+
+@router.get("/{thread_id}")
+async def retrieve_thread(caller: Member, desk: AtDesk, thread_id: str) -> JSON:
+    return JSON(thread_object(await desk.thread_of(caller, thread_id)))
+
+
+@router.post("/{thread_id}")
+async def modify_thread(
+    caller: Member, desk: AtDesk, thread_id: str, body: ChangedThread | None = None
+) -> JSON:
+    found = await desk.thread_of(caller, thread_id)
+    details = encode({**details_of(found), **({} if body is None else body.given)})
+    await desk.app.store.change_thread(thread_id, details)
+    return JSON(thread_object(ThreadRecord(found.id, found.project, found.created, details)))
+
+
+@router.delete("/{thread_id}")
+async def delete_thread(caller: Member, desk: AtDesk, thread_id: str) -> JSON:
+    """Deletes a thread with all that was said and done in it; a run that is active is cancelled first."""
+    await desk.thread_of(caller, thread_id)
+    await _stop_runs(desk, thread_id)
+    if not await desk.app.store.delete_thread(thread_id):
+        raise not_found("thread", thread_id)
+    return JSON({"id": thread_id, "object": "thread.deleted", "deleted": True})
+
+
+async def _stop_runs(desk: Desk, thread: str) -> None:
+    active = await desk.app.store.active_runs(thread)
+    for run in reversed(active):  # the one at work last, so that none that waits its turn begins meanwhile
+        await desk.app.cancel(run, "its thread was deleted")
+    for run in active:
+        with contextlib.suppress(TimeoutError):
+            await desk.app.until_settled(run, STOP_SECONDS)
+
+
+async def new_thread(request: Request, caller: Caller, desk: Desk, body: NewThread) -> ThreadRecord:
+    """A thread of the caller's, with its first messages."""
+    id, now = id_for("thread", caller, request), desk.app.now()
+    kept = {name: value for name, value in body.given.items() if name != "messages" and value}
+    details = encode(kept) if kept else None
+    messages = records_of(request, caller, desk, body.messages or ())
+    await desk.app.store.create_thread(caller.project, id, details, messages, now)
+    return ThreadRecord(id, caller.project, now, details)
+
+
+def records_of(
+    request: Request, caller: Caller, desk: Desk, messages: Sequence[NewMessage]
+) -> list[MessageRecord]:
+    """What clients say, as it is kept."""
+    now, redact = desk.app.now(), desk.app.redact
+    return [
+        MessageRecord(
+            id_for("msg", caller, request, str(number)),
+            redact(encode(each.message)),
+            now,
+            details=redact(encode(each.details)) if each.details else None,
+        )
+        for number, each in enumerate(messages)
+    ]
+
+
+def has_attachments(messages: Sequence[NewMessage] | None) -> bool:
+    return any(each.attachments for each in messages or ())
