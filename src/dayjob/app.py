@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from dayjob.actions import action_of
 from dayjob.answers import fitting
 from dayjob.errors import (
     InputError,
@@ -37,8 +38,9 @@ from dayjob.models import Message, Model
 from dayjob.prompts import request_json, split_hashes
 from dayjob.run import new_run
 from dayjob.runs import Action, Kind, Outcome, RunRecord, Status, StepRecord, is_action, new_id
-from dayjob.steps import APPROVE, CHANGED, HAPPENED
+from dayjob.steps import APPROVE, HAPPENED
 from dayjob.stores import Answer, InboxItem, Store, open_store
+from dayjob.stream import ActionRequired, Finished, Happening, Noted, Started, StatusChanged, Streams, Text
 from dayjob.threads import in_a_thread
 from dayjob.values import Redactor, decode, encode, seconds_of
 from dayjob.worker import Worker
@@ -58,8 +60,8 @@ _ENDED = {
 class RunEvent:
     """One event of a run's stream.
 
-    Durable ones carry an `id` (a number as text, growing): ask for `events(after=id)` to go on after
-    it. Transient ones (text deltas, starts, progress) carry none.
+    With the `id` of one ask for `events(after=id)`, in any process, to go on after it. What is durable, and
+    text, has an id; what passes (starts, progress, warnings) has none.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Dayjob:
         self._recent: OrderedDict[str, RunRecord] = OrderedDict()
         self._poller: asyncio.Task[None] | None = None
         self._store: Any = None
+        self._streams: Streams | None = None
         self._closed = False
 
     async def __aenter__(self) -> Dayjob:
@@ -109,6 +112,7 @@ class Dayjob:
         if isinstance(self._store_url, str):
             loop = asyncio.get_running_loop()
             self._store = await in_a_thread(self._open, loop)
+        self._streams = Streams(self._store, self.events)
         if self._embedded:
             try:
                 self._workers.append(await self._start_worker(self._concurrency, ("default",)))
@@ -141,6 +145,7 @@ class Dayjob:
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
+        await self.streams.close()
         await self._close_store()
 
     async def _close_store(self) -> None:
@@ -152,6 +157,13 @@ class Dayjob:
         if self._store is None:
             raise InputError("the app is not open: use `async with Dayjob(…) as app:`")
         return self._store
+
+    @property
+    def streams(self) -> Streams:
+        """What happens to runs, as it happens."""
+        if self._streams is None:
+            raise InputError("the app is not open: use `async with Dayjob(…) as app:`")
+        return self._streams
 
     def now(self) -> float:
         """Seconds since the epoch, by the app's clock."""
@@ -326,7 +338,7 @@ class Dayjob:
     async def actions(self, run_id: str | None = None) -> list[Action]:
         """What runs wait for from outside, oldest first."""
         _check_text("run", run_id)
-        return [_action(row) for row in await self.store.open_actions(run_id)]
+        return [action_of(row) for row in await self.store.open_actions(run_id)]
 
     async def answer(
         self, run_id: str, action_id: str, value: Any, by: str | None = None, reason: str | None = None
@@ -475,11 +487,11 @@ class Dayjob:
         row = await self.store.open_step(run_id, action_id)
         if row is None and key and attempt.isdigit():
             row = await self.store.open_step(run_id, key)
-        if row is None or not is_action(row) or _action(row).id != action_id:
+        if row is None or not is_action(row) or action_of(row).id != action_id:
             await self.get(run_id)
             waiting = ", ".join(repr(action.id) for action in await self.actions(run_id)) or "nothing"
             raise UnknownAction(f"{run_id}: does not wait for {action_id!r}; it waits for {waiting}")
-        return _action(row)
+        return action_of(row)
 
     async def until_settled(self, run_id: str, timeout: float | None = None) -> RunRecord:
         """Waits until a run is over, here or in another process. Raises TimeoutError."""
@@ -574,52 +586,31 @@ class Handle:
     async def events(self, after: str | int = 0) -> AsyncIterator[RunEvent]:
         """What happens to the run, until it is over: each finished step once, in order, and its status.
 
-        Text deltas, starts and progress come between if the run is worked on in this process.
+        Text deltas, starts and progress come between if the run is worked on in this process; of a model call
+        that is under way, all that it said so far.
         """
-        seen, status = int(after), None
-        transient: asyncio.Queue[RunEvent] = asyncio.Queue(10_000)
-        unsubscribe = self._app.subscribe(lambda name, fields: self._note(transient, name, fields), self.id)
-        opened: set[str] = set()
-        try:
-            while True:
-                record = await self._app.get(self.id)
-                steps = await self._app.store.steps(self.id, seen)
-                for step in steps:
-                    if step.seq is not None and step.seq > seen:
-                        seen = step.seq
-                        yield RunEvent("step.finished", {"step": step}, str(seen))
-                for action in await self._app.actions(self.id):
-                    if action.id not in opened:
-                        opened.add(action.id)
-                        yield RunEvent("action.required", {"action": action})
-                if record.status != status:
-                    status = record.status
-                    yield RunEvent("run.status", {"status": status, "reason": record.reason}, str(seen))
-                if record.status.is_terminal:
-                    return
-                try:
-                    async with asyncio.timeout(POLL_SECONDS):
-                        event = await transient.get()
-                    while True:
-                        if event.name != "wake":
-                            yield event
-                        event = transient.get_nowait()
-                except (TimeoutError, asyncio.QueueEmpty):
-                    pass
-        finally:
-            unsubscribe()
+        async with contextlib.aclosing(self._app.streams.follow(self.id, after)) as happenings:
+            async for happening in happenings:
+                yield event_of(self.id, happening)
 
-    def _note(self, queue: asyncio.Queue[RunEvent], name: str, fields: dict[str, Any]) -> None:
-        if queue.full():
-            return
-        transient = name in (
-            "step.started",
-            "step.text",
-            "run.progress",
-            "step.retrying",
-            "run.warning",
-        )
-        queue.put_nowait(RunEvent(name if transient else "wake", fields))
+
+def event_of(run: str, happening: Happening) -> RunEvent:
+    """A happening by its name and fields. What is durable, and text, has an id."""
+    match happening:
+        case Started(key, name, attempt, started, again, _):
+            fields = {"run": run, "key": key, "name": name, "kind": Kind.MODEL, "attempt": attempt}
+            return RunEvent("step.restarted" if again else "step.started", {**fields, "started": started})
+        case Text(key, attempt, text, offset, position):
+            fields = {"run": run, "key": key, "attempt": attempt, "text": text, "offset": offset}
+            return RunEvent("step.text", fields, position)
+        case Finished(step, _, position):
+            return RunEvent("step.finished", {"step": step}, position)
+        case ActionRequired(action, position):
+            return RunEvent("action.required", {"action": action}, position)
+        case StatusChanged(record, position):
+            return RunEvent("run.status", {"status": record.status, "reason": record.reason}, position)
+        case Noted(name, noted):
+            return RunEvent(name, dict(noted))
 
 
 class Thread:
@@ -683,18 +674,6 @@ def _check_text(name: str, text: Any, needed: bool = False) -> None:
 def _check_priority(priority: Any) -> None:
     if not isinstance(priority, int) or abs(priority) >= 2**31:
         raise InputError(f"priority: expected an int of up to 31 bits, got {priority!r}")
-
-
-def _action(row: StepRecord) -> Action:
-    input = orjson.loads(row.input or b"{}")
-    return Action(
-        row.key if row.attempt == 1 else f"{row.key}@{row.attempt}", row.run, _ACTION_KINDS.get(row.name, row.kind),
-        input.get("question", ""), input.get("schema"), row.due, row.started, input.get("tool"),
-        input.get("arguments"), row.key, row.attempt,
-    )  # fmt: skip
-
-
-_ACTION_KINDS = {APPROVE: "approval", HAPPENED: "happened", CHANGED: "change"}
 
 
 def _fields(row: StepRecord) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 EVENTS: dict[str, str] = {
@@ -40,10 +41,23 @@ Subscriber = Callable[[str, dict[str, Any]], None]
 logger = logging.getLogger("dayjob")
 
 
+@dataclass(slots=True, eq=False)
+class Speech:
+    """What a model says in a call that is under way, piece by piece."""
+
+    key: str
+    name: str
+    attempt: int
+    epoch: int
+    started: float
+    pieces: list[str] = field(default_factory=list)
+
+
 class Events:
-    """Subscribers of one app."""
+    """Subscribers of one app, and the model calls that are under way in this process, by run and key."""
 
     def __init__(self) -> None:
+        self.speeches: dict[str, dict[str, Speech]] = {}
         self._subscribers: list[Subscriber] = []
         self._of_run: dict[str, list[Subscriber]] = {}
         self.active = False
@@ -70,3 +84,15 @@ class Events:
                 subscriber(name, fields)
             except Exception:  # who only watches must not break what is watched
                 logger.exception("a subscriber failed at %s", name)
+
+    def begin(self, run: str, speech: Speech) -> None:
+        """A model begins to speak: whoever comes meanwhile finds what it said so far."""
+        self.speeches.setdefault(run, {})[speech.key] = speech
+
+    def end(self, run: str, key: str, epoch: int) -> None:
+        """Its row is written, or it broke off."""
+        of_run = self.speeches.get(run, {})
+        if key in of_run and of_run[key].epoch == epoch:
+            del of_run[key]
+            if not of_run:
+                del self.speeches[run]

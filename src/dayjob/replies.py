@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from dayjob.errors import DayjobError, InputError, InvalidAnswer, NotJSON, StepError, ValueTooLarge
+from dayjob.events import Speech
 from dayjob.journal import error_bytes
 from dayjob.kept import MessageRecord
 from dayjob.keys import message_id
@@ -119,6 +120,15 @@ class ModelCall:
             prompt.stored_by = f"{row.attempt}:{row.key}"
             return self._reply_of(row, await run.replay(row, Any))
         await run.live()
+        try:
+            return await self._live(run, key, name, model, missing, prompt, retry, timeout, corrections)
+        finally:
+            run.keeper.events.end(run.id, key, run.journal.epoch)
+
+    async def _live(
+        self, run: Steps, key: str, name: str, model: Model | None, missing: StepError | None, prompt: Prompt,
+        retry: RetryPolicy, timeout: float | None, corrections: int,
+    ) -> Reply:  # fmt: skip
         fingerprint = prompt.fingerprint
         failed = len(run.journal.retries_of(key))
         while True:
@@ -136,7 +146,7 @@ class ModelCall:
                     if run.keeper.budget is not None:
                         held = await self._hold(run, model, key, prompt)
                         started = run.journal.clock()
-                    reply = await self._ask(run, model, key, name, prompt, limit, held, pieces)
+                    reply = await self._ask(run, model, key, name, prompt, limit, held, started, pieces)
                     self._value(reply)
             except asyncio.CancelledError:
                 if run.scope.closed or cancellings() > before:
@@ -170,6 +180,7 @@ class ModelCall:
                 await run.commit(row, **more)
             else:
                 await held.commit(row, reply, billed, **more)
+            run.keeper.events.end(run.id, key, run.journal.epoch)
             if error is None and reply is not None:
                 return self._reply_of(row, orjson.loads(row.value or b"{}"))
             assert error is not None
@@ -222,10 +233,12 @@ class ModelCall:
         prompt: Prompt,
         limit: asyncio.Timeout,
         held: Hold | None,
+        started: float,
         pieces: list[str],
     ) -> ModelReply:
         assert model is not None
         events, attempt = run.keeper.events, run.journal.attempts_of(key) + 1
+        events.begin(run.id, Speech(key, name, attempt, run.journal.epoch, started, pieces))
         if events.active:
             events.emit("step.started", run=run.id, key=key, name=name, kind=Kind.MODEL, attempt=attempt)
 

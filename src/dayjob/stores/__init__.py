@@ -228,6 +228,19 @@ class Swept(NamedTuple):
     """Runs whose time is up; those that had begun are asked to stop."""
 
 
+class Since(NamedTuple):
+    """What came of a run at one moment: the steps finished since, and the actions that are open.
+
+    `more` steps are finished than these. `mark` is another one when any of it has changed.
+    """
+
+    run: RunRecord
+    steps: list[StepRecord]
+    actions: list[StepRecord]
+    more: bool
+    mark: Any
+
+
 class Beat(NamedTuple):
     """The answer to a heartbeat: None held means that the worker was declared dead."""
 
@@ -323,6 +336,8 @@ class Store(Protocol):
     async def ended(self, runs: Sequence[str]) -> list[str]: ...
     async def statuses(self, runs: Sequence[str]) -> dict[str, Status]: ...
     async def steps(self, run: str, after: int = 0) -> list[StepRecord]: ...
+    async def since(self, run: str, after: int, limit: int = 100) -> Since | None: ...
+    async def marks(self, runs: Sequence[str]) -> Mapping[str, Any]: ...
     async def open_actions(self, run: str | None) -> list[StepRecord]: ...
     async def open_steps(self, run: str | None, kinds: Sequence[str]) -> list[StepRecord]: ...
     async def open_step(self, run: str, key: str) -> StepRecord | None: ...

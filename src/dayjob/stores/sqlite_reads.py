@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from dayjob.errors import StoreUnavailable
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
-from dayjob.stores import BudgetRecord, InboxItem, Loaded, WorkerRecord
+from dayjob.stores import BudgetRecord, InboxItem, Loaded, Since, WorkerRecord
 from dayjob.stores.sqlite_budgets import read_budget
 from dayjob.stores.sqlite_file import MIGRATIONS, SQLiteFile
 from dayjob.stores.sqlite_rows import (
@@ -50,6 +50,14 @@ SELECT job, count(*), sum(status NOT IN {ENDED}), sum(status = 'completed'), sum
        CASE WHEN sum(ended IS NOT NULL AND dollars IS NULL) THEN NULL ELSE coalesce(sum(dollars), 0) END,
        coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), avg(ended - started)
   FROM runs WHERE project = :project GROUP BY job ORDER BY job
+"""
+
+
+_MARKS = """
+SELECT id, status, epoch, (SELECT max(seq) FROM steps WHERE run = runs.id AND seq IS NOT NULL),
+       (SELECT count(*) || ' ' || max(started) FROM steps INDEXED BY steps_open
+         WHERE run = runs.id AND kind IN ('ask', 'tool') AND outcome IS NULL AND answer IS NULL)
+  FROM runs WHERE id IN (SELECT value FROM json_each(?))
 """
 
 
@@ -226,6 +234,33 @@ class SQLiteReads:
             ]
         )
 
+    async def since(self, run: str, after: int, limit: int = 100) -> Since | None:
+        """Up to `limit` steps finished after that seq, with the run and its open actions; None: no such run."""
+
+        def query(connection: sqlite3.Connection) -> Since | None:
+            connection.execute("BEGIN")
+            try:
+                row = connection.execute(f"SELECT {RUN_FIELDS} FROM runs WHERE id = ?", (run,)).fetchone()
+                if row is None:
+                    return None
+                found = connection.execute(
+                    f"SELECT {STEP_FIELDS} FROM steps WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?",
+                    (run, after, limit + 1),
+                )
+                steps = [step_of(row) for row in found]
+                actions = _open_rows(connection, _IS_ACTION, run)
+                return Since(
+                    run_of(row), steps[:limit], actions, len(steps) > limit, _marks(connection, [run])[run]
+                )
+            finally:
+                connection.execute("COMMIT")
+
+        return await self._read(query)
+
+    async def marks(self, runs: Sequence[str]) -> Mapping[str, Any]:
+        """Of each run the mark of `since`, for one who follows many: it tells which to look at."""
+        return await self._read(lambda connection: _marks(connection, runs))
+
     async def effects(self, run: str) -> list[StepRecord]:
         """What a run did to the world, and what it took back: calls with a key, undos, and children."""
         return await self._read(
@@ -245,18 +280,7 @@ class SQLiteReads:
         return await self._open(_IS_ACTION, run)
 
     async def _open(self, which: str, run: str | None, values: Sequence[str] = ()) -> list[StepRecord]:
-        return await self._read(
-            lambda c: [
-                step_of(row)
-                for row in c.execute(
-                    f"SELECT {_QUALIFIED_STEP_FIELDS} "
-                    "FROM steps JOIN runs ON runs.home = steps.home AND runs.id = steps.run "
-                    f"WHERE {which} AND steps.outcome IS NULL AND steps.answer IS NULL {_NOT_CUT_OFF} "
-                    f"AND runs.status NOT IN {ENDED} {'AND steps.run = ?' if run else ''} ORDER BY steps.started",
-                    (*values, *([run] if run else [])),
-                )
-            ]
-        )
+        return await self._read(lambda c: _open_rows(c, which, run, values))
 
     async def messages(self, home: str, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
         def query(connection: sqlite3.Connection) -> dict[bytes, bytes]:
@@ -403,6 +427,23 @@ class SQLiteReads:
                 )
             ]
         )
+
+
+def _open_rows(
+    connection: sqlite3.Connection, which: str, run: str | None, values: Sequence[str] = ()
+) -> list[StepRecord]:
+    found = connection.execute(
+        f"SELECT {_QUALIFIED_STEP_FIELDS} "
+        "FROM steps JOIN runs ON runs.home = steps.home AND runs.id = steps.run "
+        f"WHERE {which} AND steps.outcome IS NULL AND steps.answer IS NULL {_NOT_CUT_OFF} "
+        f"AND runs.status NOT IN {ENDED} {'AND steps.run = ?' if run else ''} ORDER BY steps.started",
+        (*values, *([run] if run else [])),
+    )
+    return [step_of(row) for row in found]
+
+
+def _marks(connection: sqlite3.Connection, runs: Sequence[str]) -> dict[str, Any]:
+    return {id: tuple(mark) for id, *mark in connection.execute(_MARKS, (json.dumps(list(runs)),))}
 
 
 def load(connection: sqlite3.Connection, home: str, run: str, epoch: int) -> Loaded | None:
