@@ -165,6 +165,11 @@ class Dayjob:
             raise InputError("the app is not open: use `async with Dayjob(…) as app:`")
         return self._streams
 
+    @property
+    def model_name(self) -> str | None:
+        """The model that answers where a job names no other."""
+        return self._model if self._model is None or isinstance(self._model, str) else self._model.name
+
     def now(self) -> float:
         """Seconds since the epoch, by the app's clock."""
         return self._clock()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from importlib.metadata import version as version_of_package
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -23,7 +24,7 @@ from rich.text import Text
 
 from dayjob import doctor as doctors
 from dayjob import trace
-from dayjob.app import Dayjob
+from dayjob.app import PROJECT, Dayjob
 from dayjob.cli.catalogue import catalogue_of, show_tools
 from dayjob.cli.files import (
     check_model,
@@ -105,6 +106,12 @@ ActionArgument = Annotated[str, typer.Argument(metavar="ACTION", help="See `dayj
 
 
 OnLimitOption = StrEnum("OnLimitOption", ["stop", "ask"])
+
+
+WhenBusyOption = StrEnum("WhenBusyOption", ["refuse", "enqueue"])
+
+
+RoleOption = StrEnum("RoleOption", ["admin", "member"])
 
 
 StatusOption = StrEnum("StatusOption", {status.name: status.value for status in Status})  # type: ignore[misc]
@@ -236,6 +243,46 @@ def worker(
     _, jobs = load(file)
     check_model(model)
     leave(serve(store, model, jobs, concurrency, queue or ["default"], as_json))
+
+
+@app.command("serve")
+def serve_http(
+    file: Annotated[
+        str | None, typer.Argument(metavar="[FILE]", help="A Python file with jobs and tools.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    map: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="NAME=MODEL", help="What answers for a model's name; repeatable."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="How many runs at a time.")] = 100,
+    expires: Annotated[
+        str, typer.Option(metavar="SECONDS|none", help="When a run of an assistant expires.")
+    ] = "600",
+    when_busy: Annotated[
+        WhenBusyOption, typer.Option(help="What becomes of a message or run for a busy thread.")
+    ] = WhenBusyOption.refuse,
+    files: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where uploads are kept; else beside the store.")
+    ] = None,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option("--origin", metavar="URL", help="Web pages that may call it; repeatable."),
+    ] = None,
+    max_upload: Annotated[int, typer.Option(min=1, metavar="MB", help="The largest file.")] = 512,
+    max_body: Annotated[int, typer.Option(min=1, metavar="MB", help="The largest other request.")] = 16,
+    store: StoreOption = DEFAULT_STORE,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve the Assistants API and Dayjob's own, and work on runs, until stopped."""
+    from dayjob.cli import serving  # noqa: PLC0415
+
+    settings = serving.settings_of(
+        store, model, map or [], expires, when_busy.value, files, origin or [], max_upload, max_body
+    )
+    leave(serving.serve(file, host, port, settings, store, model, concurrency, as_json))
 
 
 @app.command()
@@ -457,6 +504,48 @@ def routes(
                 err.print("no route is proposed, and none was accepted")
 
     asyncio.run(look())
+
+
+keys = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Make, list and revoke the API keys of a server."
+)
+app.add_typer(keys, name="keys")
+
+
+@keys.command("create")
+def keys_create(
+    name: Annotated[str, typer.Option(help="Whose it is, or what it is for.")],
+    project: Annotated[
+        str, typer.Option(help="What it opens; keys of other projects see none of it.")
+    ] = PROJECT,
+    role: Annotated[RoleOption, typer.Option(help="An admin may also make keys.")] = RoleOption.member,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an API key. Its secret is shown now, and never again."""
+    from dayjob.cli.keys import create  # noqa: PLC0415
+
+    asyncio.run(create(store, name, project, role.value, as_json))
+
+
+@keys.command("list")
+def keys_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List the API keys of all projects, those that were revoked too."""
+    from dayjob.cli.keys import show  # noqa: PLC0415
+
+    asyncio.run(show(store, as_json))
+
+
+@keys.command("revoke")
+def keys_revoke(
+    id: Annotated[str, typer.Argument(metavar="ID", help="See `dayjob keys list`.")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a key open nothing any more."""
+    from dayjob.cli.keys import revoke  # noqa: PLC0415
+
+    asyncio.run(revoke(store, id, as_json))
 
 
 @app.command()

@@ -11,15 +11,19 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
+from dayjob.assistant import JOB
 from dayjob.errors import InputError, UnknownJob, text_of
 from dayjob.jobs import Job, Request
 from dayjob.models import open_model
 from dayjob.runs import RunRecord
+from dayjob.tools import Tool
 from dayjob.values import convert
+
+N = TypeVar("N", Job, Tool[..., Any])
 
 DEBUG = "DAYJOB_DEBUG"
 
@@ -27,14 +31,29 @@ DEBUG = "DAYJOB_DEBUG"
 def load(target: str) -> tuple[Path, dict[str, Job]]:
     """The jobs in FILE (or FILE:JOB). Raises InputError saying what is wrong with it."""
     path, module = imported(target)
-    found = [value for value in vars(module).values() if isinstance(value, Job)]
-    jobs: dict[str, Job] = {}
-    for job in found:
-        if jobs.setdefault(job.name, job) is not job:
-            raise InputError(f"{path}: two jobs are named {job.name!r}; give one @job(name=…)")
+    jobs = _named(path, module, Job, "job")
     if not jobs:
         raise InputError(f"{path}: has no job; decorate an async function with @job")
     return path, jobs
+
+
+def load_for_server(target: str) -> tuple[dict[str, Job], dict[str, Tool[..., Any]]]:
+    """The jobs and the tools in FILE. Raises InputError saying what is wrong with it."""
+    path, module = imported(target)
+    jobs, tools = _named(path, module, Job, "job"), _named(path, module, Tool, "tool")
+    if JOB in jobs:
+        raise InputError(f"{path}: job {JOB!r} has the name of the server's own; give it @job(name=…)")
+    if not jobs and not tools:
+        raise InputError(f"{path}: has no job and no tool; decorate a function with @job or @tool")
+    return jobs, tools
+
+
+def _named(path: Path, module: ModuleType, kind: type[N], word: str) -> dict[str, N]:
+    found: dict[str, N] = {}
+    for value in vars(module).values():
+        if isinstance(value, kind) and found.setdefault(value.name, value) is not value:
+            raise InputError(f"{path}: two {word}s are named {value.name!r}; give one @{word}(name=…)")
+    return found
 
 
 def imported(target: str) -> tuple[Path, ModuleType]:
@@ -163,10 +182,10 @@ def model_of(record: RunRecord, given: str | None) -> str | None:
     return (remembered or default) if given in (None, default) else given
 
 
-def check_model(model: str | None) -> None:
+def check_model(model: str | None, option: str = "--model") -> None:
     """Raises InputError for what is no model's name; whether it answers is seen when it is used."""
     try:
         if model is not None:
             open_model(model)
     except InputError as problem:
-        raise InputError(f"--model: {problem.message.removeprefix('model: ')}") from None
+        raise InputError(f"{option}: {problem.message.removeprefix('model: ')}") from None

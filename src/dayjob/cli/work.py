@@ -83,7 +83,7 @@ class Work:
 
     async def until_it_stops(self, begin: Callable[[Dayjob], Coroutine[Any, Any, str]]) -> int:
         """Works until the run is over, waits for someone, or this process is told to stop."""
-        with _signals() as stop:
+        with signals() as stop:
             async with Dayjob(self.store, self.model, self.jobs.values(), worker=False) as app:
                 run = await begin(app)
                 console = Console(stderr=True, highlight=False, quiet=self.as_json)
@@ -157,7 +157,7 @@ async def serve(
     queues: Sequence[str],
     as_json: bool,
 ) -> int:
-    with _signals() as stop:
+    with signals() as stop:
         async with Dayjob(store, model, jobs.values(), worker=False) as app:
             app.subscribe(print_event if as_json else log_event)
             async with app.worker(concurrency=concurrency, queues=queues) as worker:
@@ -292,7 +292,7 @@ def leave(work: Coroutine[Any, Any, int]) -> NoReturn:
 
 
 async def interruptible(work: Coroutine[Any, Any, int]) -> int:
-    with _signals() as stop:
+    with signals() as stop:
         task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
         await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -302,7 +302,7 @@ async def interruptible(work: Coroutine[Any, Any, int]) -> int:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Event]:
+def signals() -> Iterator[asyncio.Event]:
     """An event that the first Ctrl-C or SIGTERM sets; the second ends the process at once.
 
     Not the loop's own handlers: a job that blocks the loop must not keep the user from leaving.

@@ -8,16 +8,33 @@ is read from the journal. So it may be killed at any moment.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
 from dayjob.app import Dayjob
-from dayjob.server import assistants, messages, run_steps, thread_runs, threads
+from dayjob.server import (
+    administration,
+    assistants,
+    files,
+    health,
+    messages,
+    models,
+    run_steps,
+    thread_runs,
+    threads,
+    vector_stores,
+)
 from dayjob.server.access import Door
+from dayjob.server.audit import Audit
 from dayjob.server.desk import Desk
 from dayjob.server.errors import answer_errors
+from dayjob.server.middleware import Frame, Gate, Streams
 from dayjob.server.settings import Settings
 from dayjob.server.watching import Watches
 
@@ -26,14 +43,36 @@ __all__ = ["Settings", "create_server"]
 
 def create_server(app: Dayjob, settings: Settings) -> FastAPI:
     """The server over an open app, which knows the job `assistant`."""
-    server = FastAPI(title="Dayjob", version=version("dayjob"), description=__doc__)
-    server.state.desk = Desk(app, settings, Door(app, settings.on_loopback), Watches(app))
+    door, audit, streams = Door(app, settings.on_loopback), Audit(app), Streams()
+
+    @asynccontextmanager
+    async def lifespan(server: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(files.remove_stale_parts, settings.files)
+        yield
+        await audit.flush()
+
+    server = FastAPI(
+        title="Dayjob", version=version("dayjob"), description=__doc__, lifespan=lifespan, redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )  # fmt: skip
+    server.state.desk = Desk(app, settings, door, Watches(app))
+    server.state.streams = streams
     answer_errors(server)
-    server.include_router(assistants.router, prefix="/v1")
-    server.include_router(thread_runs.router, prefix="/v1")
-    server.include_router(threads.router, prefix="/v1")
-    server.include_router(messages.router, prefix="/v1")
-    server.include_router(run_steps.router, prefix="/v1")
+    server.add_middleware(Gate, door=door, settings=settings)
+    if settings.origins:
+        server.add_middleware(
+            CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["x-request-id", "openai-poll-after-ms"],
+        )  # fmt: skip
+    server.add_middleware(Frame, audit=audit, streams=streams, now=app.now)
+
+    for router in (assistants.router, thread_runs.router, threads.router, messages.router, run_steps.router):
+        server.include_router(router, prefix="/v1")
+    server.include_router(files.router)
+    server.include_router(models.router)
+    server.include_router(vector_stores.router)
+    server.include_router(administration.router)
+    server.include_router(health.router)
 
     @server.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

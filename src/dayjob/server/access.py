@@ -6,6 +6,7 @@ reached from its own machine only is open: any key or none is accepted, for the 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
@@ -57,12 +58,16 @@ class Door:
         self._on_loopback = on_loopback
         self._keys: dict[bytes, KeyRecord] = {}
         self._any = False
-        self._read_at = -FRESH_SECONDS
+        self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
+
+    def forget(self) -> None:
+        """The keys have changed: the next caller is judged by the new ones."""
+        self._read_at = float("-inf")
 
     async def caller(self, authorization: str | None) -> Caller:
         """Raises Refused, with status 401."""
-        if time.monotonic() - self._read_at >= FRESH_SECONDS:
-            await self._read()
+        await self._refresh()
         if not self._any and self._on_loopback:
             return ANYONE
         scheme, _, secret = (authorization or "").partition(" ")
@@ -78,9 +83,20 @@ class Door:
             raise Refused(f"Incorrect API key provided: {_shown(secret)}.", 401, code="invalid_api_key")
         return Caller(key.project, "admin" if key.role == "admin" else "member", key.id)
 
+    async def _refresh(self) -> None:
+        if self._is_fresh():
+            return
+        async with self._reading:
+            if not self._is_fresh():
+                await self._read()
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() - self._read_at < FRESH_SECONDS
+
     async def _read(self) -> None:
+        asked = time.monotonic()
         keys = await self._app.store.api_keys()
-        self._read_at = time.monotonic()
+        self._read_at = asked
         self._any = bool(keys)  # one that was revoked too: to revoke the last key must not open the door
         self._keys = {key.hash: key for key in keys if key.revoked is None}
 

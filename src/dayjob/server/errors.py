@@ -134,16 +134,15 @@ def answer_errors(server: FastAPI) -> None:
 
     @server.exception_handler(DayjobError)
     async def known(request: Request, problem: DayjobError) -> JSON:
-        return _of(problem).answer()
-
-    @server.exception_handler(Exception)
-    async def unknown(request: Request, problem: Exception) -> JSON:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=problem)
-        id = getattr(request.state, "id", "")
-        return Refused(f"The server had an error while processing your request {id}.", 500).answer()
+        return refused_of(problem).answer()
 
 
-def _of(problem: DayjobError) -> Refused:
+def unexpected(request: str) -> Refused:
+    """What is said of a defect of ours. `request` is the id by which the log is searched for it."""
+    return Refused(f"The server had an error while processing your request {request}.", 500)
+
+
+def refused_of(problem: DayjobError) -> Refused:
     match problem:
         case UnknownRun() | UnknownJob() | UnknownAction():
             return Refused(problem.message, 404)

@@ -21,6 +21,7 @@ class Settings:
     files               the folder of uploaded files
     max_body_bytes      of a request that is no upload
     max_upload_bytes    of an uploaded file
+    body_seconds        in which a body has to arrive, and a second more for each 16 KB of it
     origins             the web pages that may call it (CORS)
     on_loopback         it is reached from this machine only, so that it may be open while no key exists
     """
@@ -32,5 +33,6 @@ class Settings:
     files: Path = Path("dayjob.files")
     max_body_bytes: int = 16 * MEGABYTE
     max_upload_bytes: int = 512 * MEGABYTE
+    body_seconds: float = 30.0
     origins: tuple[str, ...] = ()
     on_loopback: bool = True

@@ -375,6 +375,13 @@ def store_exists(url: str) -> bool:
     return Path(path_of(url)).exists()
 
 
+def folder_beside(url: str) -> Path:
+    """Where files are kept that belong to a store, unless another folder is named."""
+    from dayjob.stores.sqlite_file import path_of  # noqa: PLC0415
+
+    return Path(path_of(url)).with_suffix(".files")
+
+
 def open_store(url: str, **options: Any) -> Store:
     """The store that a URL names. Raises InputError for an unknown kind of URL, StoreError for a bad file."""
     scheme, separator, _ = url.partition("://")

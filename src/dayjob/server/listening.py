@@ -1,0 +1,151 @@
+"""A server on a socket: uvicorn, without its signals, its banner and its log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import cast
+
+import uvicorn
+from fastapi import FastAPI
+from h11 import ConnectionClosed, LocalProtocolError
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from dayjob.errors import InputError
+
+BACKLOG = 2_048
+KEEP_ALIVE_SECONDS = 75
+HEADER_SECONDS = 20.0
+HEADER_BYTES = 65_536
+STOP_SECONDS = 5
+MOST_CONNECTIONS = 10_000
+FILES_ELSE = 100
+"""Of the files that a process may open so many are for the store, the models and the uploads."""
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket on that address, of which no connection is taken yet. Raises InputError naming the flag."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as problem:
+        raise InputError(f"--host: {host!r} is no address of this machine: {problem}") from None
+    family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as problem:
+        listener.close()
+        flag = "--host" if problem.errno == errno.EADDRNOTAVAIL else "--port"
+        raise InputError(f"{flag}: {host}:{port}: {problem.strerror}") from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_on_loopback(listener: socket.socket) -> bool:
+    """Whether it is reached from this machine only."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+@contextlib.asynccontextmanager
+async def listening(server: FastAPI, listener: socket.socket) -> AsyncIterator[Listening]:
+    """Takes connections while open. Closing it ends streams, and lets requests in progress finish."""
+    opened = Listening(server, listener)
+    await opened.start()
+    try:
+        yield opened
+    finally:
+        await opened.stop()
+
+
+class Listening:
+    """A server that takes connections."""
+
+    def __init__(self, server: FastAPI, listener: socket.socket) -> None:
+        self._streams = server.state.streams
+        self._listener = listener
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                server, http=_Protocol, ws="none", lifespan="on", log_config=None, log_level="critical",
+                access_log=False, server_header=False, proxy_headers=False, backlog=BACKLOG,
+                limit_concurrency=_most_connections(), timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=HEADER_BYTES,
+            )
+        )  # fmt: skip
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._serving = asyncio.create_task(self._uvicorn.serve([self._listener]))
+        while not self._uvicorn.started and not self._serving.done():
+            await asyncio.sleep(0.005)
+        if self._serving.done():
+            await self._serving
+
+    async def stop(self) -> None:
+        self._uvicorn.should_exit = True
+        self._streams.end()
+        if self._serving is not None:
+            await self._serving
+
+
+def _most_connections() -> int:
+    """As many as there may be files open, less those needed elsewhere."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if allowed < 0 else max(min(allowed - FILES_ELSE, MOST_CONNECTIONS), 10)
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the process's business."""
+        yield
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection on which no request begins in time: uvicorn would wait for its headers for ever."""
+
+    _heads: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_answering():
+            self._stop_waiting()
+        elif self._heads is None:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _is_answering(self) -> bool:
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle is not None and not cycle.response_complete
+
+    def _await_head(self) -> None:
+        self._heads = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._heads is not None:
+            self._heads.cancel()
+            self._heads = None
+
+    def _give_up(self) -> None:
+        self._heads = None
+        if self.transport.is_closing() or self._is_answering():
+            return
+        with contextlib.suppress(LocalProtocolError):
+            self.conn.send(ConnectionClosed())
+        self.transport.close()
