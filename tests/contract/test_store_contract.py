@@ -857,6 +857,59 @@ async def test_cancelling_a_run_cancels_its_family(store: Store) -> None:
     ]
 
 
+async def test_an_enqueued_run_that_was_resumed_is_cancelled_at_once_too(store: Store) -> None:
+    await submit(store, thread="t1")
+    run = await submit(store, when_busy="enqueue", thread="t1")
+    assert await store.cancel(run.id, "not needed") == Status.CANCELLED
+    assert await store.resume(run.id, [], False)
+    assert await store.cancel(run.id, "not needed") == Status.CANCELLED
+
+
+async def test_a_held_run_whose_time_is_up_is_asked_to_stop_with_its_children(
+    store: Store, clock: Clock
+) -> None:
+    run = await held_run(store, expires=clock() + 10, expires_seconds=10.0)
+    child = await started_child(store, run, "one")
+    clock.advance(9)
+    swept = await store.sweep(MAX_ATTEMPTS)
+    assert (swept.expired, swept.next_due) == ([], clock() + 1)
+    clock.advance(1)
+    swept = await store.sweep(MAX_ATTEMPTS)
+    assert (swept.expired, swept.next_due) == ([run.id], None)
+    assert await status_of(store, child) == Status.CANCELLED
+    loaded = await refreshed(store, run)
+    assert (loaded.status, loaded.outcome) == (Status.CANCELLING, Status.EXPIRED)
+    assert await settle(store, run) is Held.WOKEN
+    assert await store.cancel(run.id, "enough") == Status.CANCELLING
+    assert (await current(store, run)).reason == "not over within 10 seconds"
+
+
+async def test_a_run_that_is_over_or_is_ending_does_not_expire(store: Store, clock: Clock) -> None:
+    completed, unwinding = [
+        await held_run(store, expires=clock() + 10, expires_seconds=10.0) for _ in range(2)
+    ]
+    assert await settle(store, completed) is Held.DONE
+    failed = End(Status.FAILED, "broken")
+    identity = (unwinding.home, unwinding.id, unwinding.epoch, unwinding.wakes)
+    assert await store.unwind(*identity, failed) is Held.DONE
+    clock.advance(10)
+    assert (await store.sweep(MAX_ATTEMPTS)).expired == []
+    assert await status_of(store, completed) == Status.COMPLETED
+    assert (await current(store, unwinding)).outcome == Status.FAILED
+
+
+async def test_a_run_whose_time_is_up_is_not_begun_and_has_it_anew_when_resumed(
+    store: Store, clock: Clock
+) -> None:
+    run = await submit(store, expires=clock() + 10, expires_seconds=10.0)
+    clock.advance(10)
+    assert await claim(store) == []
+    assert (await store.sweep(MAX_ATTEMPTS)).expired == [run.id]
+    assert await status_of(store, run) == Status.EXPIRED
+    assert await store.resume(run.id, [], False)
+    assert (await claim_one(store)).expires == clock() + 10
+
+
 async def test_cancelling_what_is_over_changes_nothing(store: Store) -> None:
     run = await held_run(store)
     assert await settle(store, run) is Held.DONE
