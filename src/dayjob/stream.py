@@ -116,6 +116,17 @@ _POSITION = re.compile(
 )
 
 
+def position_at(seq: int, status: str) -> str:
+    """The position after the step of that number, with that status."""
+    return f"{seq}.{status}"
+
+
+def place_of(position: str) -> tuple[int, str | None]:
+    """The seq and the status of a position. Raises InputError if it is none."""
+    follower = _Follower(position)
+    return follower.seq, follower.status
+
+
 @dataclass(slots=True)
 class _Heard:
     """How much of one answer a follower was given: characters, and pieces, if those were counted."""

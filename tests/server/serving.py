@@ -56,12 +56,13 @@ def strict_sync(url: str, key: str = "anything") -> OpenAI:
 async def serving(
     folder: Path,
     reply: Sequence[Any] | Callable[[Any], Any] = (),
+    model: Scripted | None = None,
     tools: Sequence[Tool[..., Any]] = (),
     settings: Settings | None = None,
     worker: bool = True,
     **options: Any,
 ) -> AsyncIterator[Serving]:
-    model = Scripted(reply)
+    model = model or Scripted(reply)
     async with Dayjob(
         f"sqlite:///{folder / 'jobs.db'}", model=model, jobs=[assistant_job(tools)], worker=worker, **options
     ) as app:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 
 from dayjob.assistant import JOB, AssistantRun
 from dayjob.errors import ThreadBusy, UnknownAction
-from dayjob.kept import MessageRecord
+from dayjob.kept import MessageRecord, ThreadRecord
 from dayjob.runs import RunRecord, Status, StepRecord
 from dayjob.server.access import Caller, Member
 from dayjob.server.answers import JSON, PageAsked, listed
@@ -25,6 +25,8 @@ from dayjob.server.bodies import (
 )
 from dayjob.server.desk import AtDesk, Desk, submit_key_for
 from dayjob.server.errors import Refused
+from dayjob.server.sse import EventStream
+from dayjob.server.streams import events_of, parsed
 from dayjob.server.threads import has_attachments, new_thread, records_of
 from dayjob.server.wire import (
     ClientCall,
@@ -35,6 +37,7 @@ from dayjob.server.wire import (
     run_object,
     status_of,
 )
+from dayjob.stream import position_at
 from dayjob.values import encode
 
 MOVING = ("queued", "in_progress", "cancelling")
@@ -58,7 +61,8 @@ async def create_thread_and_run(
         thread = thread.model_copy(update={"tool_resources": body.tool_resources})
     made = await new_thread(request, caller, desk, thread)
     run = await _submit(request, caller, desk, made.id, asked, body)
-    return await _answer(desk, run, body.stream, not_offered(asked.tools, has_attachments(thread.messages)))
+    headers = not_offered(asked.tools, has_attachments(thread.messages))
+    return await _answer(desk, run, body.stream, headers, thread=made)
 
 
 @router.get(OF_THREAD)
@@ -101,6 +105,20 @@ async def retrieve_run(
                 return JSON(body, headers={"openai-poll-after-ms": AGAIN_AT_ONCE_MS})
 
 
+@router.get(f"{OF_RUN}/stream")
+async def stream_run(
+    caller: Member,
+    desk: AtDesk,
+    thread_id: str,
+    run_id: str,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The stream of a run from its beginning, or after the event that the client saw last."""
+    run = await desk.assistants_run_of(caller, thread_id, run_id)
+    parsed(last_event_id)
+    return EventStream(events_of(desk, run, last_event_id))
+
+
 @router.post(OF_RUN)
 async def modify_run(
     caller: Member, desk: AtDesk, thread_id: str, run_id: str, body: ChangedMetadata | None = None
@@ -131,8 +149,9 @@ async def submit_tool_outputs(
         run = await desk.assistants_run_of(caller, thread_id, run_id)
         steps = await desk.app.store.steps(run_id)
         required = calls_required(run, steps)
+        after = f"{position_at(max((row.seq or 0 for row in steps), default=0), 'requires_action')}~0"
         if _was_handed_in(desk, steps, body.tool_outputs):
-            return await _answer(desk, run, body.stream)
+            return await _answer(desk, run, body.stream, after=after)
         if not required:
             status = status_of(run, False)
             raise Refused(f'Runs in status "{status}" do not accept tool outputs.')
@@ -140,7 +159,7 @@ async def submit_tool_outputs(
             await desk.app.answer_all(run_id, _answers(required, body.tool_outputs), by=caller.who)
         except UnknownAction:  # another request was faster, or the time is up
             continue
-        return await _answer(desk, replace(run, status=Status.QUEUED), body.stream)
+        return await _answer(desk, replace(run, status=Status.QUEUED), body.stream, after=after)
 
 
 # --- how a run is made -----------------------------------------------------------------------------
@@ -182,11 +201,17 @@ async def _submit(
 
 
 async def _answer(
-    desk: Desk, run: RunRecord, stream: bool | None, headers: dict[str, str] | None = None
+    desk: Desk,
+    run: RunRecord,
+    stream: bool | None,
+    headers: dict[str, str] | None = None,
+    *,
+    after: str | None = None,
+    thread: ThreadRecord | None = None,
 ) -> Response:
-    """The answer to what sets a run going. The one place where a stream would begin."""
+    """The answer to what sets a run going."""
     if stream:
-        raise Refused("This server does not stream yet: leave 'stream' out, and poll.", param="stream")
+        return EventStream(events_of(desk, run, after, thread), headers)
     return JSON(await _body(desk, run), headers=headers)
 
 

@@ -7,7 +7,7 @@ it asked for; what came of those stands in the rows below them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,14 +113,20 @@ def _text(value: str) -> dict[str, Any]:
 
 
 def said_now(
-    id: str, thread: str, run: RunRecord, started: float, text: str = "", why: str | None = None
+    id: str,
+    thread: str,
+    run: RunRecord,
+    started: float,
+    text: str = "",
+    why: str | None = None,
+    over: bool = False,
 ) -> dict[str, Any]:
-    """A message that is being said, or that broke off and is not kept."""
+    """A message that is being said, or is `over`: whole, or not, and `why` not."""
     message = {"role": "assistant", "content": text}
     details = orjson.dumps({"incomplete": why}) if why else None
     record = MessageRecord(id, orjson.dumps(message), started, run=run.id, details=details)
     made = message_object(record, thread, request_of(run).assistant)
-    if why is None:
+    if not over:
         made.update(status="in_progress", completed_at=None)
     return made
 
@@ -230,7 +236,7 @@ def client_calls(steps: Sequence[StepRecord]) -> list[list[ClientCall]]:
         [
             ClientCall(id, name, arguments, rows[scope])
             for number, (id, name, arguments) in enumerate(_value(row)["tool_calls"])
-            if (scope := _scope_of_call(row, number)) in rows
+            if (scope := scope_of_call(row, number)) in rows
         ]
         for row in steps
         if row.kind == Kind.MODEL and row.outcome == Outcome.VALUE
@@ -323,7 +329,7 @@ def message_step_begun(run: RunRecord, key: str, attempt: int, started: float) -
 
 
 def calls_step(run: RunRecord, row: StepRecord, ends: Mapping[str, StepRecord]) -> dict[str, Any]:
-    """The step in which tools were called; `ends` are the finished rows of the run, by key."""
+    """The step in which tools were called; `ends` are the rows of the run by key."""
     calls, outputs = _value(row)["tool_calls"], _outputs(row, ends)
     details = [
         {
@@ -333,7 +339,7 @@ def calls_step(run: RunRecord, row: StepRecord, ends: Mapping[str, StepRecord]) 
         }
         for number, (id, name, arguments) in enumerate(calls)
     ]
-    done = [ends.get(_scope_of_call(row, number)) for number in range(len(calls))]
+    done = [ends.get(scope_of_call(row, number)) for number in range(len(calls))]
     complete = all(output is not None for output in outputs)
     status = "completed" if complete else _ended_step(run)
     ended = (
@@ -343,17 +349,49 @@ def calls_step(run: RunRecord, row: StepRecord, ends: Mapping[str, StepRecord]) 
     return _step(run, row, "tool_calls", details, status, row.ended or row.started, ended, usage)
 
 
-def _outputs(row: StepRecord, ends: Mapping[str, StepRecord]) -> list[str | None]:
-    """What the model was told of each of its calls; None of those that are not over, or were not made."""
+def calls_begun(run: RunRecord, row: StepRecord) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The events with which tool calls begin."""
+    calls = calls_of(row)
+    step = _step(run, row, "tool_calls", [], "in_progress", row.ended or row.started, None, None)
+    yield "thread.run.step.created", step
+    yield "thread.run.step.in_progress", step
+    for index, (id, name, arguments) in enumerate(calls):
+        for function in ({"name": name, "arguments": "", "output": None}, {"arguments": arguments}):
+            call = {"index": index, "type": "function", "function": function}
+            said = {"id": id, **call} if "name" in function else call
+            details = {"type": "tool_calls", "tool_calls": [said]}
+            delta = {"id": step["id"], "object": "thread.run.step.delta", "delta": {"step_details": details}}
+            yield "thread.run.step.delta", delta
+
+
+def calls_of(row: StepRecord) -> list[Any]:
+    """The calls that a model's row asks for: (id, name, arguments)."""
+    calls: list[Any] = _value(row)["tool_calls"]
+    return calls
+
+
+def _outputs(row: StepRecord, rows: Mapping[str, StepRecord]) -> list[str | None]:
+    """What the model is told of each of its calls; None of those that are not over, or were not made."""
+    handed_in = {each.scope: each.answer for each in rows.values() if each.kind == Kind.TOOL and each.answer}
     found: list[str | None] = []
-    for number in range(len(_value(row)["tool_calls"])):
-        end = ends.get(_scope_of_call(row, number))
+    for number in range(len(calls_of(row))):
+        scope = scope_of_call(row, number)
+        end = rows.get(scope)
         told = orjson.loads(end.value) if end is not None and end.value else None
-        found.append(told["message"]["content"] if isinstance(told, dict) and "message" in told else None)
+        if isinstance(told, dict) and "message" in told:
+            found.append(told["message"]["content"])
+        else:  # what the client gave, and the run has not taken yet
+            answer = orjson.loads(handed_in.get(scope, b"null"))
+            found.append(answer if isinstance(answer, str | None) else orjson.dumps(answer).decode())
     return found
 
 
-def _scope_of_call(row: StepRecord, number: int) -> str:
+def scopes_of(row: StepRecord) -> list[str]:
+    """The scopes in which the calls of a model's row are made, in their order."""
+    return [scope_of_call(row, number) for number in range(len(calls_of(row)))]
+
+
+def scope_of_call(row: StepRecord, number: int) -> str:
     """The scope in which the agent makes a call: a branch of `act`, beside the model's row."""
     return f"{row.scope}/act/{number}" if row.scope else f"act/{number}"
 
