@@ -1,4 +1,4 @@
-"""What clients of the Assistants wire send: its limits, and null wherever they send it. More than is known is ignored."""
+"""What clients of the Assistants wire send, and its limits. Null is taken where they send it, and more is ignored."""
 
 from __future__ import annotations
 
