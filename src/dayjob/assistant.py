@@ -53,13 +53,19 @@ class AssistantRun:
     @property
     def options(self) -> dict[str, Any]:
         """What of it goes to the model as it is."""
+        offers = any(
+            tool["type"] == "function" for tool in self.tools
+        )  # providers refuse a choice among none
+        choice = self.tool_choice if offers and self.tool_choice != "auto" else None
+        if isinstance(choice, dict) and choice.get("type") != "function":
+            choice = None
         given = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "reasoning_effort": self.reasoning_effort,
             "response_format": None if self.response_format == "auto" else self.response_format,
-            "tool_choice": None if self.tool_choice == "auto" else self.tool_choice,
-            "parallel_tool_calls": None if self.parallel_tool_calls else False,
+            "tool_choice": choice,
+            "parallel_tool_calls": False if offers and not self.parallel_tool_calls else None,
         }
         return {name: value for name, value in given.items() if value is not None}
 

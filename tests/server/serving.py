@@ -21,6 +21,7 @@ from dayjob.assistant import assistant_job
 from dayjob.models.scripted import Scripted
 from dayjob.server import Settings, create_server
 from dayjob.server.access import Caller, new_key
+from dayjob.server.desk import Desk
 from dayjob.tools import Tool
 
 
@@ -33,6 +34,7 @@ class Serving:
     url: str
     client: AsyncOpenAI
     http: httpx2.AsyncClient
+    desk: Desk
     also: list[AsyncOpenAI] = field(default_factory=list)
 
     async def client_of(self, project: str) -> AsyncOpenAI:
@@ -60,6 +62,7 @@ async def serving(
     tools: Sequence[Tool[..., Any]] = (),
     settings: Settings | None = None,
     worker: bool = True,
+    model: Scripted | None = None,
     **options: Any,
 ) -> AsyncIterator[Serving]:
     model = model or Scripted(reply)
@@ -70,7 +73,7 @@ async def serving(
         async with listening(_WithCaller(server, server.state.desk.door)) as port:
             url = f"http://127.0.0.1:{port}/v1"
             async with httpx2.AsyncClient(base_url=url) as http, strict(url) as client:
-                here = Serving(app, model, url, client, http)
+                here = Serving(app, model, url, client, http, server.state.desk)
                 try:
                     yield here
                 finally:

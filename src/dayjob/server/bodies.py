@@ -1,4 +1,4 @@
-"""What clients of the Assistants wire send: its limits, and null wherever they send it. More than is known is ignored."""
+"""What clients of the Assistants wire send, and its limits. Null is taken where they send it, and more is ignored."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from dayjob.errors import InputError
+from dayjob.server.errors import AS_IT_IS
 from dayjob.tools import ClientTool
 
-REFUSED = "refused"
-"""The type of an error whose message is told as it is."""
 FORMATS = ("text", "json_object", "json_schema")
 CHOICES = ("none", "auto", "required")
 CHOSEN = ("function", "file_search", "code_interpreter")
@@ -37,7 +36,7 @@ class Kept(Body):
 
 
 def _wrong(message: str) -> PydanticCustomError:
-    return PydanticCustomError(REFUSED, "{message}", {"message": message})
+    return PydanticCustomError(AS_IT_IS, "{message}", {"message": message})
 
 
 # --- parts -----------------------------------------------------------------------------------------
@@ -138,9 +137,9 @@ def _format(given: Any) -> Any:
 def _choice(given: Any) -> Any:
     if given is None or (isinstance(given, str) and given in CHOICES):
         return given
-    if isinstance(given, dict) and given.get("type") in CHOSEN:
-        if given["type"] != "function" or isinstance(given.get("function"), dict):
-            return given
+    chosen = given.get("type") if isinstance(given, dict) else None
+    if chosen in CHOSEN and (chosen != "function" or isinstance(given.get("function"), dict)):
+        return given
     raise _wrong(f"Invalid 'tool_choice': expected one of {CHOICES}, or an object that names a tool.")
 
 
@@ -195,7 +194,9 @@ def _parts(given: Any) -> Any:
 
 
 Part = Annotated[TextPart | ImageURLPart | ImageFilePart, Field(discriminator="type")]
-Content = Annotated[list[Part], BeforeValidator(_parts, json_schema_input_type=str | list[Part]), Field(min_length=1)]  # fmt: skip
+Content = Annotated[
+    list[Part], BeforeValidator(_parts, json_schema_input_type=str | list[Part]), Field(min_length=1)
+]
 
 
 class Attachment(Kept):

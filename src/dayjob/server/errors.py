@@ -34,38 +34,28 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 CODES = {
     "string_too_long": (
         "string_above_max_length",
-        "string too long. Expected a string with maximum length {max_length}, but got a string with length "
-        "{given} instead",
+        "expected at most {max_length} characters, but got {length}",
     ),
-    "string_too_short": ("empty_string", "empty string. Expected a string with minimum length {min_length}"),
-    "less_than_equal": (
-        "above_max_value",
-        "above maximum value. Expected a value <= {le}, but got {given} instead",
-    ),
-    "greater_than_equal": (
-        "below_min_value",
-        "below minimum value. Expected a value >= {ge}, but got {given} instead",
-    ),
-    "too_long": (
-        "above_max_length",
-        "too many. Expected at most {max_length}, but got {actual_length} instead",
-    ),
-    "too_short": (
-        "below_min_length",
-        "too few. Expected at least {min_length}, but got {actual_length} instead",
-    ),
+    "string_too_short": ("empty_string", "expected a string that is not empty"),
+    "too_long": ("above_max_length", "expected at most {max_length}, but got {actual_length}"),
+    "too_short": ("below_min_length", "expected at least {min_length}, but got {actual_length}"),
+    "less_than_equal": ("above_max_value", "expected a value <= {le}, but got {input}"),
+    "greater_than_equal": ("below_min_value", "expected a value >= {ge}, but got {input}"),
     "string_type": ("invalid_type", "expected a string"),
-    "int_parsing": ("invalid_type", "expected an integer"),
     "int_type": ("invalid_type", "expected an integer"),
+    "int_parsing": ("invalid_type", "expected an integer"),
+    "float_type": ("invalid_type", "expected a number"),
+    "bool_type": ("invalid_type", "expected a boolean"),
     "list_type": ("invalid_type", "expected an array"),
     "dict_type": ("invalid_type", "expected an object"),
-    "bool_type": ("invalid_type", "expected a boolean"),
-    "model_attributes_type": ("invalid_type", "expected an object"),
     "model_type": ("invalid_type", "expected an object"),
+    "model_attributes_type": ("invalid_type", "expected an object"),
 }
 """By the type of a pydantic error: the code of the answer, and its words."""
 UNION_TAGS = ("function", "code_interpreter", "file_search", "text", "image_url", "image_file")
-"""What pydantic adds to a place to name the member of a union, and is no field of the client's."""
+"""How pydantic names the members of the unions of `bodies`."""
+AS_IT_IS = "refused"
+"""The type of a pydantic error whose message is told as it is."""
 logger = logging.getLogger("dayjob.server")
 
 
@@ -164,29 +154,32 @@ def _invalid(errors: Sequence[Any]) -> Refused:
             "We could not parse the JSON body of your request. "
             f"(HINT: This likely means you aren't using your HTTP library correctly: {first['ctx']['error']}.)"
         )
-    path = [str(part) for part in first["loc"] if part != "[key]"]
-    if first["type"] == "missing":
-        return Refused(f"{' -> '.join(path)} field required", param=".".join(path[1:]) or None)
-    param = ".".join(part for part in path[1:] if part not in UNION_TAGS) or None
-    if first["type"] == "refused":
+    place = _place(first["loc"])
+    param = ".".join(place[1:]) or None
+    kind, told = first["type"], first.get("ctx", {})
+    if kind == "missing":
+        return Refused(f"{' -> '.join(place)} field required", param=param)
+    if kind == AS_IT_IS:
         return Refused(first["msg"], param=param, code="invalid_value")
-    what = f"'{param}'" if param else "body"
-    if first["type"] in ("literal_error", "union_tag_invalid"):
-        expected = first["ctx"].get("expected") or first["ctx"]["expected_tags"]
-        given = first["ctx"].get("tag", first.get("input"))
+    if kind in ("literal_error", "union_tag_invalid"):
+        given, expected = told.get("tag", first["input"]), told.get("expected") or told["expected_tags"]
         return Refused(
-            f"Invalid value for {what}: {given!r}. Supported values are: {expected}.",
-            param=param,
-            code="invalid_value",
+            f"Invalid value: {given!r}. Supported values are: {expected}.", param=param, code="invalid_value"
         )
-    code, words = CODES.get(first["type"], ("invalid_value", "{}"))
-    context = {"given": len(first["input"]) if "length" in words else first.get("input")} | first.get(
-        "ctx", {}
-    )
-    return Refused(
-        f"Invalid {what}: {words.format(_lower(first['msg']), **context)}.", param=param, code=code
-    )
+    code, words = CODES.get(kind, ("invalid_value", ""))
+    if words:
+        given = first["input"]
+        words = words.format(
+            **{"input": given, "length": len(given) if isinstance(given, str) else 0, **told}
+        )
+    words = words or first["msg"][:1].lower() + first["msg"][1:]
+    return Refused(f"Invalid {repr(param) if param else 'body'}: {words}.", param=param, code=code)
 
 
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
+def _place(path: Sequence[Any]) -> list[str]:
+    """Where it is, without what pydantic adds: the member of a union, after a number, and "[key]"."""
+    return [
+        str(part)
+        for part, before in zip(path, (None, *path), strict=False)
+        if part != "[key]" and not (part in UNION_TAGS and isinstance(before, int))
+    ]

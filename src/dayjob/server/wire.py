@@ -19,8 +19,10 @@ from dayjob.keys import message_id
 from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord, is_action
 from dayjob.values import canonical, digest
 
-RATE_LIMITED = "ModelRateLimited"
-INVALID_PROMPT = ("ModelRefused", "WindowTooSmall", "ValueTooLarge")
+RATE_LIMITED, REFUSED = "ModelRateLimited", "ModelRefused"
+BAD_REQUEST = "(400)"
+"""A refused key or an unknown model are refusals too: only this one is the prompt's fault."""
+INVALID_PROMPT = ("WindowTooSmall", "ValueTooLarge")
 ENDED_STEP = {
     Status.CANCELLED: "cancelled",
     Status.EXPIRED: "expired",
@@ -279,7 +281,8 @@ def _last_error(run: RunRecord) -> dict[str, Any]:
 def _error_code(error: Mapping[str, Any]) -> str:
     if error.get("type") == RATE_LIMITED:
         return "rate_limit_exceeded"
-    return "invalid_prompt" if error.get("type") in INVALID_PROMPT else "server_error"
+    bad = error.get("type") == REFUSED and BAD_REQUEST in error.get("message", "")
+    return "invalid_prompt" if bad or error.get("type") in INVALID_PROMPT else "server_error"
 
 
 def _usage(input_tokens: int | None, output_tokens: int | None) -> dict[str, Any]:

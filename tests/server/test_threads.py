@@ -1,0 +1,110 @@
+"""Threads over the wire."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import openai
+import pytest
+
+from dayjob.models.scripted import Delay
+from tests.server.serving import serving
+from tests.until import until
+
+
+async def test_a_thread_is_made_of_nothing_or_of_messages(tmp_path: Path) -> None:
+    async with serving(tmp_path) as here:
+        for body in (b"", b"{}", b"null", b'{"messages":null,"metadata":null,"tool_resources":null}'):
+            made = await here.http.post("/threads", content=body, headers={"content-type": "application/json"})
+            thread = made.json()
+            assert made.status_code == 200, made.text
+            assert thread == {
+                "id": thread["id"],
+                "object": "thread",
+                "created_at": thread["created_at"],
+                "tool_resources": {},
+                "metadata": {},
+            }
+        assert (await here.http.post("/threads")).status_code == 200
+        threads = here.client.beta.threads
+        made = await threads.create(
+            messages=[{"role": "user", "content": "α"}, {"role": "assistant", "content": "β"}],
+            metadata={"user": "7"},
+            tool_resources={"code_interpreter": {"file_ids": ["file-1"]}},
+        )
+        assert made.tool_resources.code_interpreter.file_ids == ["file-1"]
+        assert await threads.retrieve(made.id) == made
+        said = [each async for each in threads.messages.list(made.id, order="asc")]
+        assert [(each.role, each.content[0].text.value) for each in said] == [("user", "α"), ("assistant", "β")]
+        assert {each.assistant_id for each in said} == {each.run_id for each in said} == {None}
+
+
+async def test_a_thread_is_changed_listed_and_deleted(tmp_path: Path) -> None:
+    async with serving(tmp_path) as here:
+        threads = here.client.beta.threads
+        made = [(await threads.create(metadata={"n": str(n), "also": "x"})).id for n in range(3)]
+        changed = await threads.update(made[0], metadata={"n": "9"})
+        assert changed.metadata == {"n": "9"}
+        assert await threads.retrieve(made[0]) == changed
+        page = (await here.http.get("/threads", params={"limit": 2})).json()
+        assert [each["id"] for each in page["data"]] == [made[2], made[1]] and page["has_more"]
+        gone = await threads.delete(made[0])
+        assert (gone.id, gone.object, gone.deleted) == (made[0], "thread.deleted", True)
+        for call in (threads.retrieve, threads.delete, threads.messages.list):
+            with pytest.raises(openai.NotFoundError) as refused:
+                await call(made[0])
+            assert refused.value.body["message"] == f"No thread found with id '{made[0]}'."
+
+
+async def test_a_thread_that_is_deleted_at_work_takes_its_runs_along(tmp_path: Path) -> None:
+    async with serving(tmp_path, lambda request: Delay(60, "too late")) as here:
+        threads = here.client.beta.threads
+        assistant = await here.client.beta.assistants.create(model="m")
+        thread = await threads.create(messages=[{"role": "user", "content": "Hello?"}])
+        run = await threads.runs.create(thread.id, assistant_id=assistant.id)
+        await until(lambda: here.model.requests)
+        assert (await threads.delete(thread.id)).deleted
+        for call in (threads.runs.retrieve, threads.runs.cancel):
+            with pytest.raises(openai.NotFoundError) as refused:
+                await call(run.id, thread_id=thread.id)
+            assert refused.value.body["message"] == f"No run found with id '{run.id}'."
+        assert await here.app.store.thread_length(thread.id) == 0
+
+
+async def test_one_project_sees_nothing_of_another(tmp_path: Path) -> None:
+    async with serving(tmp_path, ["Hi."]) as here:
+        one, other = await here.client_of("one"), await here.client_of("other")
+        assistant = await one.beta.assistants.create(model="m")
+        run = await one.beta.threads.create_and_run_poll(
+            assistant_id=assistant.id, thread={"messages": [{"role": "user", "content": "Hello?"}]}
+        )
+        threads, thread = other.beta.threads, run.thread_id
+        [answer, *_] = [each async for each in one.beta.threads.messages.list(thread)]
+        [step] = [each async for each in one.beta.threads.runs.steps.list(run.id, thread_id=thread)]
+        own = await threads.create()
+        for call in (
+            lambda: threads.retrieve(thread),
+            lambda: threads.update(thread, metadata={}),
+            lambda: threads.delete(thread),
+            lambda: threads.messages.list(thread),
+            lambda: threads.messages.create(thread, role="user", content="?"),
+            lambda: threads.messages.retrieve(answer.id, thread_id=thread),
+            lambda: threads.messages.retrieve(answer.id, thread_id=own.id),
+            lambda: threads.messages.update(answer.id, thread_id=thread),
+            lambda: threads.messages.delete(answer.id, thread_id=thread),
+            lambda: threads.runs.list(thread),
+            lambda: threads.runs.create(thread, assistant_id=assistant.id),
+            lambda: threads.runs.create(own.id, assistant_id=assistant.id),
+            lambda: threads.create_and_run(assistant_id=assistant.id),
+            lambda: threads.runs.retrieve(run.id, thread_id=thread),
+            lambda: threads.runs.retrieve(run.id, thread_id=own.id),
+            lambda: threads.runs.update(run.id, thread_id=thread),
+            lambda: threads.runs.cancel(run.id, thread_id=thread),
+            lambda: threads.runs.submit_tool_outputs(run.id, thread_id=thread, tool_outputs=[]),
+            lambda: threads.runs.steps.list(run.id, thread_id=thread),
+            lambda: threads.runs.steps.retrieve(step.id, thread_id=thread, run_id=run.id),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                await call()
+        assert (await here.http.get("/threads")).json()["data"] == []
+        assert (await one.beta.threads.retrieve(thread)).id == thread
