@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 
 from dayjob.app import Dayjob
+from dayjob.server import native
 from dayjob.server.access import Door
 from dayjob.server.desk import Desk
 from dayjob.server.errors import answer_errors
@@ -27,6 +28,7 @@ def create_server(app: Dayjob, settings: Settings) -> FastAPI:
     server = FastAPI(title="Dayjob", version=version("dayjob"), description=__doc__)
     server.state.desk = Desk(app, settings, Door(app, settings.on_loopback))
     answer_errors(server)
+    server.include_router(native.router)
 
     @server.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
