@@ -247,6 +247,7 @@ async def retrieve_step(
 @router.get(
     "/runs/{run}/events",
     tags=["Steps"],
+    status_code=200,
     response_class=EventStream,
     responses={
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}}},
