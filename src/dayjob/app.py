@@ -333,17 +333,17 @@ class Dayjob:
         found = await self.store.messages(step.home, [head, *hashes])
         return request_json(found[head], [found[hash] for hash in hashes])
 
-    async def summary(self) -> list[dict[str, Any]]:
+    async def summary(self, project: str = PROJECT) -> list[dict[str, Any]]:
         """By job: how many runs, how they ended, how many did their job, and what they cost."""
-        found: list[dict[str, Any]] = await self.store.summary()
+        found: list[dict[str, Any]] = await self.store.summary(project)
         return found
 
     # --- actions -------------------------------------------------------------------------------
 
-    async def actions(self, run_id: str | None = None) -> list[Action]:
-        """What runs wait for from outside, oldest first."""
+    async def actions(self, run_id: str | None = None, project: str | None = None) -> list[Action]:
+        """What runs wait for from outside, oldest first: one run, those of one project, or all."""
         _check_text("run", run_id)
-        return [action_of(row) for row in await self.store.open_actions(run_id)]
+        return [action_of(row) for row in await self.store.open_actions(run_id, project)]
 
     async def answer(
         self, run_id: str, action_id: str, value: Any, by: str | None = None, reason: str | None = None
@@ -596,11 +596,12 @@ class Handle:
         """
         async with contextlib.aclosing(self._app.streams.follow(self.id, after)) as happenings:
             async for happening in happenings:
-                yield event_of(self.id, happening)
+                if (event := event_of(self.id, happening)) is not None:
+                    yield event
 
 
-def event_of(run: str, happening: Happening) -> RunEvent:
-    """A happening by its name and fields. What is durable, and text, has an id."""
+def event_of(run: str, happening: Happening) -> RunEvent | None:
+    """A happening by its name and fields; None: it is quiet."""
     match happening:
         case Started(key, name, attempt, started, again, _):
             fields = {"run": run, "key": key, "name": name, "kind": Kind.MODEL, "attempt": attempt}
@@ -616,6 +617,7 @@ def event_of(run: str, happening: Happening) -> RunEvent:
             return RunEvent("run.status", {"status": record.status, "reason": record.reason}, position)
         case Noted(name, noted):
             return RunEvent(name, dict(noted))
+    return None
 
 
 class Thread:

@@ -109,7 +109,12 @@ class Noted:
     fields: Mapping[str, Any]
 
 
-Happening = Started | Text | Finished | ActionRequired | StatusChanged | Noted
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Nothing happened for as long as was asked for."""
+
+
+Happening = Started | Text | Finished | ActionRequired | StatusChanged | Noted | Quiet
 
 _POSITION = re.compile(
     r"(\d{1,18})(?:\.([a-z_]+)((?:\.a[0-9a-f]{8})*)((?:\.t[0-9a-f]{8}-\d{1,18}-\d{1,18})*))?", re.ASCII
@@ -158,6 +163,15 @@ class _Follower:
         self.over: set[tuple[str, int]] = set()
         self.notes: deque[tuple[int, Noted]] = deque(maxlen=MOST_NOTES)
         self.woken = asyncio.Event()
+
+    async def is_woken(self, within: float | None) -> bool:
+        try:
+            async with asyncio.timeout(within):
+                await self.woken.wait()
+        except TimeoutError:
+            return False
+        self.woken.clear()
+        return True
 
     @property
     def position(self) -> str:
@@ -289,13 +303,20 @@ class Streams:
         """How many follow."""
         return sum(len(followed.followers) for followed, _ in self._followed.values())
 
-    async def follow(self, run: str, after: str | int = 0) -> AsyncGenerator[Happening, None]:
+    def follow(
+        self, run: str, after: str | int = 0, quiet_seconds: float | None = None
+    ) -> AsyncGenerator[Happening, None]:
         """What happens to a run, from the beginning or after a position, until it is over.
 
-        `after` is a position, or a seq. Raises InputError if it is neither, UnknownRun, and StoreError
-        if the store cannot be read, or the app is closed.
+        `after` is a position, or a seq. With `quiet_seconds` there is a `Quiet` each time that nothing happened
+        for so long. Close it (`contextlib.aclosing`) to leave. Raises InputError at once for what is no position;
+        when it is read UnknownRun, and StoreError if the store cannot be read or the app is closed.
         """
-        follower = _Follower(after)
+        return self._follow(run, _Follower(after), quiet_seconds)
+
+    async def _follow(
+        self, run: str, follower: _Follower, quiet_seconds: float | None
+    ) -> AsyncGenerator[Happening, None]:
         followed = self._enter(run, follower)
         moves, mark, more = -1, None, False
         try:
@@ -312,9 +333,8 @@ class Streams:
                         return
                 elif live := follower.live(self._events.speeches.get(run, {})):
                     yield live
-                else:
-                    await follower.woken.wait()
-                    follower.woken.clear()
+                elif not await follower.is_woken(quiet_seconds):
+                    yield Quiet()
         finally:
             self._leave(followed, follower)
 

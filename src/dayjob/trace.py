@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dayjob.documents import cost
 from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord
 
 MARKS = {
@@ -266,13 +267,6 @@ def totals(record: RunRecord, steps: Sequence[StepRecord], since: int = 0) -> Te
         parts.append(money(cost(steps)))
     status = Text(str(record.status).replace("_", " "), f"bold {STATUS_STYLES.get(record.status, '')}")
     return Text.assemble(status, ("  " + " · ".join(parts), "dim"))
-
-
-def cost(steps: Iterable[StepRecord]) -> float | None:
-    """Dollars of all model calls made, the superseded ones too; None if the price of one is unknown."""
-    prices = [s.dollars for s in steps if s.kind == Kind.MODEL and s.outcome != Outcome.CANCELLED]
-    known = [price for price in prices if price is not None]
-    return sum(known) if len(known) == len(prices) else None
 
 
 def tree(console: Console, steps: Sequence[StepRecord]) -> Iterable[Text]:

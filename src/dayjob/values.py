@@ -6,6 +6,7 @@ that breaks on replay. NaN, infinities, sets and other things that are no JSON a
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
@@ -14,11 +15,11 @@ import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, get_type_hints
 
 import orjson
 
-from dayjob.errors import InputError, NotJSON, ValueTooLarge, text_of
+from dayjob.errors import DayjobError, InputError, NotJSON, ValueTooLarge, text_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -313,6 +314,21 @@ class Signature:
         if missing := [name for name in self.required if name not in arguments]:
             raise InputError(f"{', '.join(missing)}: missing (expected {self.described()})")
         return arguments
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of the parameters, as an object that takes no others."""
+        # Before Python 3.12 pydantic knows only this TypedDict; a model would not take any name of a field.
+        import typing_extensions  # noqa: PLC0415
+
+        make: Any = typing_extensions.TypedDict
+        fields = {n: kind if n in self.required else NotRequired[kind] for n, kind in self.types.items()}
+        arguments = make("input", fields)
+        arguments.__pydantic_config__ = {"extra": "forbid"}
+        schema = schema_of(arguments)
+        for name, default in self.defaults.items():
+            with contextlib.suppress(DayjobError):  # a default that is no JSON has no place in a schema
+                schema["properties"][name]["default"] = orjson.loads(encode(default, self.types[name]))
+        return {name: value for name, value in schema.items() if name != "title"}
 
     def described(self) -> str:
         return ", ".join(f"{name}: {_type_name(kind)}" for name, kind in self.types.items()) or "nothing"

@@ -38,17 +38,13 @@ from dayjob.cli.files import (
 )
 from dayjob.cli.printing import (
     DEFAULT_STORE,
-    action_fields,
-    document,
     err,
-    event_fields,
     how_to_answer,
     line_to_type,
     out,
     print_json,
     print_line,
     print_table,
-    run_fields,
     runs_table,
     show_run,
     show_step,
@@ -70,6 +66,7 @@ from dayjob.cli.work import (
     waits_of,
     workers_for,
 )
+from dayjob.documents import action_fields, document, event_fields, run_fields
 from dayjob.errors import DayjobError, InputError, WrongStatus
 from dayjob.limits import Limits
 from dayjob.runs import Status

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from dayjob import trace
 from dayjob.app import Dayjob
+from dayjob.documents import loaded, step_fields
 from dayjob.errors import InputError
 from dayjob.keys import attention_of
 from dayjob.limits import in_words
@@ -200,7 +201,7 @@ async def show_step(app: Dayjob, rows: Sequence[StepRecord], missing: str, as_js
         raise InputError(f"{missing}; `dayjob show RUN` lists them")
     requests = [await app.request_of(row) for row in rows]
     if as_json:
-        found = [{**_step_fields(row), "request": _loaded(r)} for row, r in zip(rows, requests, strict=True)]
+        found = [{**step_fields(row), "request": loaded(r)} for row, r in zip(rows, requests, strict=True)]
         print_json({"data": found})
         return
     for row, request in zip(rows, requests, strict=True):
@@ -272,75 +273,3 @@ def log_event(name: str, fields: dict[str, Any]) -> None:
     }.get(name)
     if told is not None:
         out.print(Text.assemble((trace.clock(time.time()) + "  ", "dim"), told()), soft_wrap=True)
-
-
-async def document(app: Dayjob, run: str) -> dict[str, Any]:
-    """A run with all that belongs to it."""
-    record, steps = await app.get(run), await app.steps(run)
-    models = [step for step in steps if step.kind == Kind.MODEL]
-    return {
-        **run_fields(record),
-        "input": _loaded(record.input),
-        "output": _loaded(record.output),
-        "error": _loaded(record.error),
-        "usage": {
-            name: sum(getattr(step, name) or 0 for step in models)
-            for name in ("input_tokens", "output_tokens", "cached_tokens")
-        },
-        "dollars": trace.cost(steps),
-        "attention": await app.attention(run),
-        "limits": await app.limits(run),
-        "actions": [action_fields(action) for action in await app.actions(run)],
-        "steps": [_step_fields(step) for step in steps],
-    }
-
-
-def run_fields(record: RunRecord) -> dict[str, Any]:
-    copied = (
-        "id", "job", "status", "reason", "created", "started", "ended", "attempts", "queue", "priority",
-        "source", "version", "thread", "parent", "next_run", "dollars", "expires",
-    )  # fmt: skip
-    fields = {name: getattr(record, name) for name in copied}
-    fields["tags"] = _loaded(record.tags) or []
-    fields["progress"] = (
-        None
-        if record.progress_done is None
-        else {"done": record.progress_done, "total": record.progress_total}
-    )
-    fields["verdict"] = (
-        None
-        if record.success is None
-        else {"success": bool(record.success), "score": record.score, "reason": record.verdict}
-    )
-    fields["usage"] = {"input_tokens": record.input_tokens, "output_tokens": record.output_tokens}
-    return fields
-
-
-def _step_fields(step: StepRecord) -> dict[str, Any]:
-    copied = (
-        "key", "name", "kind", "outcome", "attempt", "seq", "started", "ended", "due", "child", "model",
-        "input_tokens", "output_tokens", "cached_tokens", "dollars", "answered_by",
-    )  # fmt: skip
-    fields = {name: getattr(step, name) for name in copied}
-    return {
-        **fields,
-        "input": _loaded(step.input),
-        "value": _loaded(step.value),
-        "error": _loaded(step.error),
-    }
-
-
-def action_fields(action: Action) -> dict[str, Any]:
-    return {name: getattr(action, name) for name in Action._fields}
-
-
-def event_fields(data: dict[str, Any]) -> dict[str, Any]:
-    if "step" in data and isinstance(data["step"], StepRecord):
-        return {"step": _step_fields(data["step"])}
-    if "action" in data:
-        return {"action": action_fields(data["action"])}
-    return data
-
-
-def _loaded(data: bytes | None) -> Any:
-    return None if data is None else orjson.loads(data)

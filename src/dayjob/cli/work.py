@@ -23,7 +23,6 @@ from dayjob import doctor, trace
 from dayjob.app import Dayjob
 from dayjob.cli.files import DEBUG, check_model, load, model_of, source_of
 from dayjob.cli.printing import (
-    document,
     err,
     how_to_answer,
     line_to_type,
@@ -32,6 +31,7 @@ from dayjob.cli.printing import (
     print_json,
     print_value,
 )
+from dayjob.documents import document
 from dayjob.errors import DayjobError, InputError, StoreFull, StoreLocked, StoreUnavailable, WrongStatus
 from dayjob.jobs import Job
 from dayjob.keys import was_unwound

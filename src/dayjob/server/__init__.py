@@ -25,6 +25,7 @@ from dayjob.server import (
     health,
     messages,
     models,
+    native,
     run_steps,
     thread_runs,
     threads,
@@ -73,6 +74,7 @@ def create_server(app: Dayjob, settings: Settings) -> FastAPI:
     server.include_router(vector_stores.router)
     server.include_router(administration.router)
     server.include_router(health.router)
+    server.include_router(native.router)
 
     @server.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

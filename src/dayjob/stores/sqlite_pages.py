@@ -21,10 +21,12 @@ def page_of(
     order: str,
     values: Mapping[str, Any],
     make: Callable[[tuple[Any, ...]], T],
+    among: str = "",
 ) -> Found[T]:
     """One page. `order` names the columns that order the list, parted by commas; none of them is NULL.
 
-    A cursor that is not in the list, as one that was deleted, gives an empty page.
+    A cursor that is not in the list, as one that was deleted, gives an empty page; it may be one of a longer
+    list, `among` all that meet this condition, if what is in this one changes.
     """
     backwards = page.before is not None and page.after is None
     ascending = page.ascending != backwards
@@ -33,7 +35,7 @@ def page_of(
         if cursor is not None:
             name = f"cursor_{len(cursors)}"
             cursors[name] = cursor
-            place = f"(SELECT {order} FROM {table} WHERE {where} AND id = :{name})"
+            place = f"(SELECT {order} FROM {table} WHERE {among or where} AND id = :{name})"
             conditions.append(f"({order}) {'>' if beyond else '<'} {place}")
     direction = "ASC" if ascending else "DESC"
     ordered = ", ".join(f"{column} {direction}" for column in order.split(", "))

@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from dayjob.errors import StoreUnavailable
+from dayjob.kept import Found, Page
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
 from dayjob.stores import BudgetRecord, InboxItem, Loaded, Since, WorkerRecord
 from dayjob.stores.sqlite_budgets import read_budget
 from dayjob.stores.sqlite_file import MIGRATIONS, SQLiteFile
+from dayjob.stores.sqlite_pages import page_of
 from dayjob.stores.sqlite_rows import (
     ENDED,
     RUN_FIELDS,
@@ -183,6 +185,31 @@ class SQLiteReads:
         )
         return await self._read(lambda c: [run_of(row) for row in c.execute(statement, values)])
 
+    async def runs_page(
+        self,
+        project: str,
+        page: Page,
+        *,
+        status: Status | None = None,
+        job: str | None = None,
+        thread: str | None = None,
+        parent: str | None = None,
+        tag: str | None = None,
+    ) -> Found[RunRecord]:
+        """A page of the runs of a project, without their input. A cursor stays good whatever becomes of its run."""
+        wanted = {"status": status, "job": job, "thread": thread, "parent": parent}
+        filters = {name: value for name, value in wanted.items() if value is not None}
+        where = "".join(f" AND {name} = :{name}" for name in filters)
+        if tag is not None:
+            where += " AND EXISTS (SELECT 1 FROM json_each(CAST(tags AS TEXT)) WHERE value = :tag)"
+        values = {**filters, "project": project, "tag": tag}
+        return await self._read(
+            lambda c: page_of(
+                c, page, columns=RUN_FIELDS, table="runs", where=f"project = :project{where}",
+                among="project = :project", order="id", values=values, make=run_of,
+            )
+        )  # fmt: skip
+
     async def line(self, child: str) -> list[RunRecord]:
         """A child run, and before it those that it continues, the latest first; without their input."""
 
@@ -234,6 +261,22 @@ class SQLiteReads:
             ]
         )
 
+    async def steps_page(self, run: str, after: int, limit: int) -> Found[StepRecord]:
+        """Steps by seq, beyond `after`; those that are open stand at the end of the last page, all of them."""
+
+        def query(connection: sqlite3.Connection) -> Found[StepRecord]:
+            finished = connection.execute(
+                f"SELECT {STEP_FIELDS} FROM steps WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?",
+                (run, after, limit + 1),
+            ).fetchall()
+            more = len(finished) > limit
+            open = () if more else connection.execute(
+                f"SELECT {STEP_FIELDS} FROM steps WHERE run = ? AND outcome IS NULL ORDER BY started", (run,)
+            )  # fmt: skip
+            return Found([step_of(row) for row in (*finished[:limit], *open)], more)
+
+        return await self._read(query)
+
     async def since(self, run: str, after: int, limit: int = 100) -> Since | None:
         """Up to `limit` steps finished after that seq, with the run and its open actions; None: no such run."""
 
@@ -275,8 +318,10 @@ class SQLiteReads:
             ]
         )
 
-    async def open_actions(self, run: str | None) -> list[StepRecord]:
+    async def open_actions(self, run: str | None, project: str | None = None) -> list[StepRecord]:
         """Steps that a person or a client has to answer, of one run or of all that are not over, oldest first."""
+        if project is not None:
+            return await self._open(f"runs.project = ? AND {_IS_ACTION}", run, [project])
         return await self._open(_IS_ACTION, run)
 
     async def _open(self, which: str, run: str | None, values: Sequence[str] = ()) -> list[StepRecord]:
@@ -314,11 +359,13 @@ class SQLiteReads:
 
         return await self._read(query)
 
-    async def step(self, run: str, key: str, attempt: int) -> StepRecord | None:
+    async def step(self, run: str, key: str, attempt: int | None = None) -> StepRecord | None:
+        """An attempt of a step, or its last."""
+
         def query(connection: sqlite3.Connection) -> StepRecord | None:
             row = connection.execute(
                 f"SELECT {STEP_FIELDS} FROM steps WHERE home = (SELECT home FROM runs WHERE id = ?1) AND run = ?1 "
-                "AND key = ?2 AND attempt = ?3",
+                "AND key = ?2 AND attempt = coalesce(?3, attempt) ORDER BY attempt DESC LIMIT 1",
                 (run, key, attempt),
             ).fetchone()
             return step_of(row) if row else None

@@ -1,0 +1,73 @@
+"""Server-sent events: a stream that a client may leave at any point, and come back to.
+
+It holds nothing for a client that does not read: the next event is made when the last one was taken. One
+that takes nothing for a while is let go of, as is one that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+
+import orjson
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from dayjob.app import RunEvent
+from dayjob.documents import event_fields
+from dayjob.errors import DayjobError
+
+HEARTBEAT_SECONDS = 15.0
+STALLED_SECONDS = 30.0
+"""So long a client may leave what it was sent lying."""
+HEARTBEAT = b": still here\n\n"
+logger = logging.getLogger("dayjob.server")
+
+
+def sent(event: RunEvent) -> bytes:
+    """An event, as it goes over the wire."""
+    data = orjson.dumps(event_fields(event.data), default=str, option=orjson.OPT_NON_STR_KEYS)
+    id = b"" if event.id is None else b"id: %b\n" % event.id.encode()
+    return b"%bevent: %b\ndata: %b\n\n" % (id, event.name.encode(), data)
+
+
+class EventStream(Response):
+    """Answers with what a generator gives, until it ends or the client is gone; closes it in any case."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writing = asyncio.create_task(self._write(send))
+        leaving = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (writing, leaving):
+                task.cancel()
+            await asyncio.gather(writing, leaving, return_exceptions=True)
+            await self._chunks.aclose()
+        if not writing.cancelled() and (problem := writing.exception()):
+            raise problem
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        with contextlib.suppress(TimeoutError):
+            try:
+                async for chunk in self._chunks:
+                    async with asyncio.timeout(STALLED_SECONDS):
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            except DayjobError as problem:  # the client comes back, and is told by then
+                logger.warning("a stream broke off: %s", problem)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

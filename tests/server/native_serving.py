@@ -1,0 +1,172 @@
+"""A server of the native API in this process, on a free loopback port, with two callers of two projects."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import uvicorn
+
+from dayjob import Call, Dayjob, Run, job, tool
+from dayjob.app import PROJECT
+from dayjob.models.scripted import Scripted
+from dayjob.server import Settings, create_server
+from dayjob.server.access import Caller
+
+OTHERS = "others"
+
+
+@tool(effect="write", approve=lambda amount, **_: amount > 100)
+async def refund(call: Call, order: str, amount: float) -> str:
+    """Gives money back."""
+    return f"{amount:g} for {order}"
+
+
+@job
+async def greet(run: Run, name: str, times: int = 1) -> str:
+    """Greets somebody."""
+    return " ".join([(await run.model(f"Greet {name}")).text for _ in range(times)])
+
+
+@job
+async def inquire(run: Run, question: str = "How old?") -> int:
+    return await run.ask(question, returns=int)
+
+
+@job
+async def pay(run: Run, amount: float) -> str:
+    return await run.tool(refund, order="A-1", amount=amount)
+
+
+@job
+async def listen(run: Run) -> dict[str, Any]:
+    return await run.event("paid", returns=dict[str, Any])
+
+
+@job
+async def count(run: Run, to: int) -> int:
+    async def one(inside: Run, number: int) -> int:
+        return await inside.step(lambda: number, name="a/b#c%")
+
+    return sum(await run.map(one, list(range(to)), limit=1))
+
+
+@job
+async def fails(run: Run) -> None:
+    await run.step(lambda: 1, name="fine")
+    raise ValueError("no good")
+
+
+@job
+async def parent(run: Run) -> int:
+    return await (await run.start(count(to=2))).result()
+
+
+JOBS = (greet, inquire, pay, listen, count, fails, parent)
+
+
+@dataclass
+class Native:
+    """A server that runs; `http` is the client of the default project, `others` that of another one."""
+
+    app: Dayjob
+    http: httpx2.AsyncClient
+    others: httpx2.AsyncClient
+
+    async def run(self, job: str, http: httpx2.AsyncClient | None = None, **input: Any) -> str:
+        answer = await (http or self.http).post("/api/runs", json={"job": job, "input": input})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    async def ended(self, run: str) -> dict[str, Any]:
+        await self.app.until_settled(run, 20)
+        found: dict[str, Any] = (await self.http.get(f"/api/runs/{run}")).json()
+        return found
+
+    @asynccontextmanager
+    async def stream(self, run: str, **options: Any) -> AsyncIterator[AsyncIterator[Event]]:
+        async with self.http.stream("GET", f"/api/runs/{run}/events", **options) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            yield events_in(answer.aiter_lines())
+
+    async def events(self, run: str, **options: Any) -> list[Event]:
+        async with asyncio.timeout(20), self.stream(run, **options) as events:
+            return [event async for event in events]
+
+
+@dataclass
+class Event:
+    name: str = ""
+    id: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+async def events_in(lines: AsyncIterator[str]) -> AsyncIterator[Event]:
+    event = Event()
+    async for line in lines:
+        name, _, value = line.partition(": ")
+        if line == "" and event.name:
+            yield event
+            event = Event()
+        elif name == "event":
+            event.name = value
+        elif name == "id":
+            event.id = value
+        elif name == "data":
+            event.data = json.loads(value)
+
+
+@asynccontextmanager
+async def native(
+    url: str, model: Any = None, worker: bool = True, jobs: Iterable[Any] = JOBS
+) -> AsyncIterator[Native]:
+    model = model or Scripted(lambda request: "Hello there, good friend")
+    async with Dayjob(url, model=model, jobs=jobs, worker=worker) as app:
+        async with listening(app) as base:
+            key = {"authorization": f"Bearer {OTHERS}"}
+            async with (
+                httpx2.AsyncClient(base_url=base, timeout=20) as http,
+                httpx2.AsyncClient(base_url=base, timeout=20, headers=key) as others,
+            ):
+                yield Native(app, http, others)
+
+
+@asynccontextmanager
+async def listening(app: Dayjob) -> AsyncIterator[str]:
+    server = WithCaller(create_server(app, Settings()))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            server, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=1
+        )
+        running = uvicorn.Server(config)
+        task = asyncio.create_task(running.serve(sockets=[listener]))
+        try:
+            while not running.started:
+                assert not task.done(), task
+                await asyncio.sleep(0.005)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+class WithCaller:
+    """Says who asks, by the name of the project that stands in place of a key."""
+
+    def __init__(self, server: Any) -> None:
+        self.server = server
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        given = dict(scope.get("headers", ())).get(b"authorization", b"").decode()
+        project = given.removeprefix("Bearer ") or PROJECT
+        scope.setdefault("state", {})["caller"] = Caller(project, "admin", f"key_{project}")
+        await self.server(scope, receive, send)

@@ -1,0 +1,273 @@
+"""A run's events by HTTP: nothing lost and nothing twice, whoever leaves, dies, or is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from dayjob.models import ModelReply, ModelRequest, Usage
+from dayjob.server import events as server_events
+from tests.server.native_serving import Event, Native, events_in, native
+from tests.until import until
+
+
+class Dictated:
+    """A model that says a word each time it is told to; None ends its answer."""
+
+    name = "dictated"
+
+    def __init__(self) -> None:
+        self.words: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def reply(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
+        said = ""
+        while (word := await self.words.get()) is not None:
+            on_text(word)
+            said += word
+        return ModelReply(said, (), Usage(1, 1, 0), 0.0, "stop")
+
+    async def close(self) -> None:
+        pass
+
+    def say(self, *words: str | None) -> None:
+        for word in words:
+            self.words.put_nowait(word)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/runs.db"
+
+
+@pytest.fixture
+def model() -> Dictated:
+    return Dictated()
+
+
+@pytest.fixture
+async def here(url: str, model: Dictated) -> AsyncIterator[Native]:
+    async with native(url, model) as serving:
+        yield serving
+
+
+def seqs(events: list[Event]) -> list[int]:
+    return [event.data["step"]["seq"] for event in events if event.name == "step.finished"]
+
+
+def said(events: list[Event]) -> str:
+    return "".join(event.data["text"] for event in events if event.name == "step.text")
+
+
+def last_id(events: list[Event]) -> str:
+    return next(event.id for event in reversed(events) if event.id is not None)
+
+
+async def first(here: Native, run: str, count: int, **options: Any) -> list[Event]:
+    found: list[Event] = []
+    async with asyncio.timeout(20), here.stream(run, **options) as events:
+        async for event in events:
+            found.append(event)
+            if len(found) == count:
+                break
+    return found
+
+
+async def test_a_stream_tells_each_step_once_and_ends_with_the_status(here: Native) -> None:
+    run = await here.run("count", to=20)
+    events = await here.events(run)
+    assert seqs(events) == list(range(1, 42))
+    assert events[-1].name == "run.status"
+    assert events[-1].data["status"] == "completed"
+    assert all(event.id for event in events if event.name in ("step.finished", "run.status"))
+
+
+async def test_text_comes_as_it_is_said(here: Native, model: Dictated) -> None:
+    run = await here.run("greet", name="Ann")
+    async with asyncio.timeout(20), here.stream(run) as events:
+        async for event in events:
+            if event.name == "step.started":
+                break
+        for word in ("Hello ", "there"):
+            model.say(word)
+            assert (await anext(events)).data["text"] == word
+        model.say(None)
+        names = [event.name async for event in events]
+    assert names == ["step.finished", "run.status"]
+
+
+async def test_who_leaves_and_comes_back_hears_the_rest_and_nothing_twice(
+    here: Native, model: Dictated
+) -> None:
+    run = await here.run("greet", name="Ann")
+    model.say("Hello ")
+    one = await first(here, run, 3)
+    assert [event.name for event in one] == ["run.status", "step.started", "step.text"]
+    model.say("there")
+    two = await first(here, run, 1, headers={"last-event-id": last_id(one)})
+    model.say(" friend", None)
+    three = await here.events(run, params={"after": last_id(two)})
+    assert said([*one, *two, *three]) == "Hello there friend"
+    assert seqs([*one, *two, *three]) == [1]
+    assert [event.name for event in three] == ["step.text", "step.finished", "run.status"]
+
+
+async def test_the_header_goes_before_the_address_as_browsers_send_both(here: Native) -> None:
+    run = await here.run("count", to=2)
+    events = await here.events(run)
+    some = events[len(events) // 2].id or "0"
+    rest = await here.events(run, params={"after": "0"}, headers={"last-event-id": some})
+    assert seqs(rest) == [seq for seq in seqs(events) if seq > int(some.split(".")[0])]
+
+
+async def test_who_saw_the_end_is_told_not_to_come_back(here: Native) -> None:
+    run = await here.run("count", to=1)
+    events = await here.events(run)
+    answer = await here.http.get(f"/api/runs/{run}/events", headers={"last-event-id": last_id(events)})
+    assert answer.status_code == 204
+
+
+async def test_an_action_is_told_once(here: Native) -> None:
+    run = await here.run("inquire")
+    one = await first(here, run, 3)
+    actions = [event.data["action"]["id"] for event in one if event.name == "action.required"]
+    assert actions == ["ask"]
+    following = asyncio.create_task(here.events(run, headers={"last-event-id": last_id(one)}))
+    await until(lambda: len(here.app.streams))
+    await here.http.post(f"/api/runs/{run}/answer", json={"action": "ask", "value": 1})
+    two = await following
+    assert [event for event in two if event.name == "action.required"] == []
+    assert two[-1].data["status"] == "completed"
+
+
+@pytest.mark.parametrize("id", ["x", "-1", "1.odd", "é", "9" * 40])
+async def test_an_id_that_is_none_is_refused(here: Native, id: str) -> None:
+    run = await here.run("inquire")
+    for options in ({"params": {"after": id}}, {"headers": {"last-event-id": id.encode()}}):
+        answer = await here.http.get(f"/api/runs/{run}/events", **options)  # type: ignore[arg-type]
+        assert answer.status_code == 400
+        assert "position" in answer.json()["error"]["message"]
+
+
+async def test_a_silent_stream_says_that_it_lives(here: Native, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dayjob.server.native.HEARTBEAT_SECONDS", 0.05)
+    run = await here.run("inquire")
+    async with asyncio.timeout(20), here.http.stream("GET", f"/api/runs/{run}/events") as answer:
+        async for line in answer.aiter_lines():
+            if line == ": still here":
+                break
+
+
+async def test_a_client_that_goes_leaves_nothing_behind(here: Native) -> None:
+    run = await here.run("inquire")
+    for _ in range(5):
+        await first(here, run, 2)
+    await until(lambda: len(here.app.streams) == 0)
+    assert not here.app.events.active
+
+
+async def test_a_client_that_takes_nothing_is_let_go_of_and_may_come_back(
+    here: Native, model: Dictated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_events, "STALLED_SECONDS", 0.3)
+    run = await here.run("greet", name="Ann")
+    reader, writer = await asyncio.open_connection(here.http.base_url.host, here.http.base_url.port, limit=1)
+    writer.write(f"GET /api/runs/{run}/events HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    await until(lambda: len(here.app.streams))
+    for _ in range(200):
+        model.say("x" * 100_000)
+        await asyncio.sleep(0.001)
+        if len(here.app.streams) == 0:
+            break
+    await until(lambda: len(here.app.streams) == 0)
+    model.say(None)
+    events = await here.events(run)
+    assert events[-1].data["status"] == "completed"
+    writer.close()
+    del reader
+
+
+async def test_many_streams_lose_nothing(here: Native) -> None:
+    runs = [await here.run("count", to=3) for _ in range(20)]
+    limits = httpx2.Limits(max_connections=200)
+    async with httpx2.AsyncClient(base_url=here.http.base_url, limits=limits, timeout=30) as http:
+
+        async def follow(run: str) -> list[int]:
+            async with http.stream("GET", f"/api/runs/{run}/events") as answer:
+                return seqs([event async for event in events_in(answer.aiter_lines())])
+
+        found = await asyncio.gather(*(follow(run) for run in runs for _ in range(5)))
+    assert all(each == list(range(1, 8)) for each in found)
+    await until(lambda: len(here.app.streams) == 0)
+
+
+async def test_a_run_of_another_process_is_followed_over_the_death_of_both(url: str, tmp_path: Path) -> None:
+    """The first server works on the run and is killed; the client goes on at a second one."""
+    program = tmp_path / "serve.py"
+    program.write_text(
+        textwrap.dedent(
+            """
+            import asyncio, sys
+            from dayjob import Dayjob, Run, job
+            from tests.server.native_serving import listening
+
+            @job(version="1")
+            async def slow(run: Run, steps: int) -> int:
+                for number in range(steps):
+                    await run.step(asyncio.sleep, 0.02, name="nap")
+                return steps
+
+            async def main():
+                async with Dayjob(sys.argv[1], jobs=[slow]) as app, listening(app) as base:
+                    print(base, flush=True)
+                    await asyncio.Event().wait()
+
+            asyncio.run(main())
+            """
+        )
+    )
+
+    def start() -> tuple[subprocess.Popen[str], str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path.cwd())])}
+        process = subprocess.Popen(
+            [sys.executable, str(program), url], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    first_one, base = await asyncio.to_thread(start)
+    second: subprocess.Popen[str] | None = None
+    events: list[Event] = []
+    try:
+        async with httpx2.AsyncClient(base_url=base, timeout=30) as http:
+            made = await http.post("/api/runs", json={"job": "slow", "input": {"steps": 60}})
+            run = made.json()["id"]
+            with pytest.raises(httpx2.TransportError):
+                async with http.stream("GET", f"/api/runs/{run}/events") as answer:
+                    async for event in events_in(answer.aiter_lines()):
+                        events.append(event)
+                        if len(seqs(events)) == 10 and first_one.poll() is None:
+                            first_one.send_signal(signal.SIGKILL)
+        second, base = await asyncio.to_thread(start)
+        async with httpx2.AsyncClient(base_url=base, timeout=60) as http:
+            headers = {"last-event-id": last_id(events)}
+            async with http.stream("GET", f"/api/runs/{run}/events", headers=headers) as answer:
+                events += [event async for event in events_in(answer.aiter_lines())]
+    finally:
+        for process in (first_one, second):
+            if process is not None:
+                process.kill()
+                process.wait()
+                assert process.stdout is not None
+                process.stdout.close()
+    assert seqs(events) == list(range(1, 61))
+    assert events[-1].data["status"] == "completed"
