@@ -18,7 +18,7 @@ from rich.text import Text
 from dayjob.app import Dayjob
 from dayjob.assistant import JOB, assistant_job
 from dayjob.cli.files import check_model, load_for_server
-from dayjob.cli.printing import err, log_event, print_event, print_line
+from dayjob.cli.printing import err, line_to_type, log_event, print_event, print_line
 from dayjob.cli.work import DRAIN_SECONDS, STOPPING, Exit, signals
 from dayjob.errors import InputError
 from dayjob.jobs import Job
@@ -84,9 +84,10 @@ async def serve(
         async with Dayjob(store, model, jobs.values(), worker=False) as app:
             has_keys = bool(await app.store.api_keys())
             if not has_keys and not on_loopback:
+                make_one = line_to_type("keys", "create", "--name", "NAME", "--role", "admin", store=store)
                 raise InputError(
                     f"--host: {host} is reached from other machines, and there is no API key yet; "
-                    "make one first: dayjob keys create --name NAME --role admin"
+                    f"make one first: {make_one}"
                 )
             app.subscribe(print_event if as_json else log_event)
             async with (

@@ -148,6 +148,7 @@ class Upload:
                 "on_header_end": self._end_header,
                 "on_headers_finished": self._end_headers,
                 "on_part_data": self._data,
+                "on_end": self._end,
             },
         )
         self._fields: dict[str, bytearray] = {}
@@ -157,6 +158,7 @@ class Upload:
         self._filename: str | None = None
         self._pending = bytearray()
         self._bytes = 0
+        self._ended = False
 
     async def __aenter__(self) -> Upload:
         self._file = await run_in_threadpool(_create, self._part)
@@ -182,10 +184,8 @@ class Upload:
 
     async def finished(self) -> dict[str, Any]:
         """What is known of the file, when the whole form is here. Raises Refused for what is missing in it."""
-        try:
-            self._parser.finalize()
-        except FormParserError:
-            raise Refused("The multipart form ends too early.") from None
+        if not self._ended:
+            raise Refused("The multipart form ends too early.")
         if self._filename is None:
             raise Refused("body -> file field required", param="file")
         if "purpose" not in self._fields:
@@ -239,6 +239,9 @@ class Upload:
             raise Refused(f"{self._field[:100]}: is too long.", param=self._field[:100])
         else:
             self._fields[self._field] += data[start:end]
+
+    def _end(self) -> None:
+        self._ended = True
 
 
 def plain_name(given: str) -> str:

@@ -14,6 +14,7 @@ import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -53,14 +54,14 @@ class Streams:
 
     def __init__(self) -> None:
         self.closing = False
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
-    def add(self, task: asyncio.Task[object]) -> None:
+    def add(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
         if self.closing:
             task.cancel()
 
-    def discard(self, task: asyncio.Task[object]) -> None:
+    def discard(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
 
     def end(self) -> None:
@@ -93,7 +94,7 @@ class Frame:
         except asyncio.CancelledError:
             if not self._streams.closing:
                 raise
-            _stay()
+            _this_task().uncancel()  # there is something left to say
             await self._break_off(scope, answer)
         except Exception as problem:
             known = isinstance(problem, DayjobError) and answer.status is None
@@ -124,11 +125,10 @@ class Frame:
         self._audit.note(project, AuditRecord(self._now(), who, action, status, id))
 
 
-def _stay() -> None:
-    """Takes back that this task was cancelled: there is something left to say."""
+def _this_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
+    assert task is not None
+    return task
 
 
 class _Body:
@@ -154,7 +154,8 @@ class _Answer:
     ) -> None:
         self.body = body
         self.status: int | None = None
-        self.streams: asyncio.Task[object] | None = None
+        self.streams = False
+        self._task = _this_task()  # not the one that sends: a stream is sent by a task of its own
         self._id: str = scope["state"]["id"]
         self._send = send
         self._open_streams = streams
@@ -182,15 +183,13 @@ class _Answer:
             self._closes = True
             headers["connection"] = "close"
         if headers.get("content-type", "").startswith("text/event-stream"):
-            self.streams = asyncio.current_task()
-            if self.streams is not None:
-                self._open_streams.add(self.streams)
+            self.streams = True
+            self._open_streams.add(self._task)
 
     def over(self) -> None:
         if self.status is None:
             self._note(CLIENT_LEFT)
-        if self.streams is not None:
-            self._open_streams.discard(self.streams)
+        self._open_streams.discard(self._task)
 
     async def _linger(self) -> None:
         """Reads on for a moment, with the answer out: a connection that is closed on what a client still
