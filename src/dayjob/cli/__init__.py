@@ -23,7 +23,7 @@ from rich.text import Text
 
 from dayjob import doctor as doctors
 from dayjob import trace
-from dayjob.app import Dayjob
+from dayjob.app import PROJECT, Dayjob
 from dayjob.cli.catalogue import catalogue_of, show_tools
 from dayjob.cli.files import (
     check_model,
@@ -35,6 +35,7 @@ from dayjob.cli.files import (
     request_for,
     source_of,
 )
+from dayjob.cli.importing import fields_of, import_file, show_report
 from dayjob.cli.printing import (
     DEFAULT_STORE,
     action_fields,
@@ -450,6 +451,24 @@ def routes(
                 err.print("no route is proposed, and none was accepted")
 
     asyncio.run(look())
+
+
+@app.command("import")
+def import_(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help='Objects of the Assistants API, one a line; "-": standard input.'
+        ),
+    ],
+    project: Annotated[str, typer.Option(help="Whose they will be.")] = PROJECT,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Take in assistants, threads, messages, runs and steps from a file."""
+    report, seconds = asyncio.run(import_file(file, store, project))
+    print_json(fields_of(report)) if as_json else show_report(report, seconds)
+    raise typer.Exit(Exit.FAILED if report.refused else Exit.COMPLETED)
 
 
 @app.command()
