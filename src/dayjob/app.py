@@ -31,7 +31,7 @@ from dayjob.errors import (
 )
 from dayjob.events import Events, Subscriber
 from dayjob.jobs import Job, Request
-from dayjob.kept import MessageRecord, is_said
+from dayjob.kept import MessageRecord, is_imported, is_said
 from dayjob.keys import UNDO_SCOPE, attention_of, was_unwound
 from dayjob.limits import Limits, limits_fields
 from dayjob.models import Message, Model
@@ -422,6 +422,10 @@ class Dayjob:
         steps = await self.store.steps(run_id)
         if not record.status.is_terminal:
             raise WrongStatus(f"{run_id}: is {record.status}; only a run that is over can be resumed")
+        if is_imported(record):
+            raise WrongStatus(
+                f"{run_id}: was imported, and did not happen here; start a new run in its thread"
+            )
         if record.status == Status.COMPLETED and not changed and from_step is None:
             raise WrongStatus(
                 f"{run_id}: is completed; to do some of it again, give --changed or --from STEP"

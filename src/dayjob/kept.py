@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Generic, NamedTuple, TypeVar
+
+import orjson
+
+from dayjob.runs import RunRecord
 
 T = TypeVar("T")
 
@@ -90,3 +95,48 @@ class Found(NamedTuple, Generic[T]):
 
     rows: list[T]
     more: bool
+
+
+# --- what comes from elsewhere, with its own ids and times -----------------------------------------
+
+IMPORTED = "imported"
+"""The key in the details of a run, or a message, by which one knows that it was not made here."""
+
+
+def is_imported(record: RunRecord | MessageRecord) -> bool:
+    """Whether it was made elsewhere: such a run is a record of what was, and is never worked on."""
+    return record.details is not None and IMPORTED in orjson.loads(record.details)
+
+
+def step_kind(run: str) -> str:
+    """The kind of the objects that are the steps of an imported run; they lie in the home of its thread."""
+    return f"step/{run}"
+
+
+class Arrival(NamedTuple):
+    """Something that comes in. `thread` and `run` are those that it belongs to.
+
+    An object without a thread is the project's; one with a thread and a run is a step of that run.
+    """
+
+    record: ObjectRecord | ThreadRecord | MessageRecord | RunRecord
+    thread: str | None = None
+    run: str | None = None
+
+
+class Came(StrEnum):
+    """What came of an arrival."""
+
+    TAKEN = "taken"
+    THERE = "there"  # one of its id is there, and stays as it is: the same, or another
+    CLASH = "clash"  # its id is taken by what is none of this project's business
+    NO_THREAD = "no thread"
+    NO_RUN = "no run"
+    WENT_ON = "went on"  # its thread has messages, or an active run, that were made here
+
+
+class Received(NamedTuple):
+    """The answer to an arrival; `found` is what is there under its id."""
+
+    came: Came
+    found: ObjectRecord | ThreadRecord | MessageRecord | RunRecord | None = None

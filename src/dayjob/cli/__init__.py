@@ -36,6 +36,7 @@ from dayjob.cli.files import (
     request_for,
     source_of,
 )
+from dayjob.cli.importing import fields_of, import_file, show_report
 from dayjob.cli.printing import (
     DEFAULT_STORE,
     err,
@@ -543,6 +544,24 @@ def keys_revoke(
     from dayjob.cli.keys import revoke  # noqa: PLC0415
 
     asyncio.run(revoke(store, id, as_json))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help='Objects of the Assistants API, one a line; "-": standard input.'
+        ),
+    ],
+    project: Annotated[str, typer.Option(help="Whose they will be.")] = PROJECT,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Take in assistants, threads, messages, runs and steps from a file."""
+    report, seconds = asyncio.run(import_file(file, store, project))
+    print_json(fields_of(report)) if as_json else show_report(report, seconds)
+    raise typer.Exit(Exit.FAILED if report.refused else Exit.COMPLETED)
 
 
 @app.command()

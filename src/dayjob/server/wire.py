@@ -96,7 +96,7 @@ def message_object(record: MessageRecord, thread: str, assistant: str | None) ->
         "completed_at": None if why else kept.get("completed_at", at),
         "incomplete_at": kept.get("incomplete_at", at) if why else None,
         "role": message["role"],
-        "content": kept.get("content") or content_of(message.get("content")),
+        "content": kept["content"] if "content" in kept else content_of(message.get("content")),
         "assistant_id": kept.get("assistant_id", assistant),
         "run_id": kept.get("run_id", record.run),
         "attachments": kept.get("attachments") or [],

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from dayjob.errors import InputError
-from dayjob.kept import AuditRecord, Found, KeyRecord, MessageRecord, ObjectRecord, Page, ThreadRecord
+from dayjob.kept import (
+    Arrival,
+    AuditRecord,
+    Found,
+    KeyRecord,
+    MessageRecord,
+    ObjectRecord,
+    Page,
+    Received,
+    ThreadRecord,
+)
 from dayjob.runs import RunRecord, Status, StepRecord
 
 COUNTED = ("dollars", "tokens", "input_tokens", "output_tokens", "steps")
@@ -311,6 +321,7 @@ class Store(Protocol):
     async def create_object(self, project: str, made: ObjectRecord) -> ObjectRecord: ...
     async def change_object(self, project: str, kind: str, id: str, body: bytes) -> bool: ...
     async def delete_object(self, project: str, kind: str, id: str) -> bool: ...
+    async def receive(self, project: str, arrivals: Sequence[Arrival]) -> list[Received]: ...
     async def add_key(self, key: KeyRecord) -> None: ...
     async def revoke_key(self, id: str) -> bool: ...
     async def record(self, project: str, entries: Sequence[AuditRecord]) -> None: ...

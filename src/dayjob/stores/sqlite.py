@@ -1,7 +1,7 @@
 """The store on SQLite: WAL, synchronous=FULL, one writer thread a process, readers that never block on it.
 
 Here are the verbs that a run meets; `SQLiteReads` has those that read, `SQLiteThreads` and `SQLiteObjects`
-those on what is kept beside runs.
+those on what is kept beside runs, `SQLiteImports` the one that takes in what was made elsewhere.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from dayjob.stores.sqlite_ends import (
     warn_of_deadlines,
 )
 from dayjob.stores.sqlite_file import MIGRATIONS
-from dayjob.stores.sqlite_objects import SQLiteObjects
+from dayjob.stores.sqlite_imports import SQLiteImports
 from dayjob.stores.sqlite_reads import load
 from dayjob.stores.sqlite_rows import CLAIMABLE, ENDED, HELD, PARKED, RUN_FIELDS, input_of, insert_run, run_of
 from dayjob.stores.sqlite_threads import APPEND, CREATE_THREAD, active_run, append, append_values
@@ -75,7 +75,7 @@ UPDATE steps SET outcome = :outcome, seq = :seq, started = :started, ended = :en
 _SUPERSEDE = "UPDATE steps SET outcome = 'superseded' WHERE home = ? AND run = ? AND key = ? AND attempt = ?"
 
 
-class SQLiteStore(SQLiteObjects):
+class SQLiteStore(SQLiteImports):
     """See `Store`. `?synchronous=normal|off` in the URL trades durability for speed; the default is full."""
 
     def __init__(

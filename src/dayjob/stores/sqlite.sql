@@ -71,6 +71,7 @@ CREATE INDEX runs_held ON runs (worker) WHERE worker IS NOT NULL;
 CREATE INDEX runs_due ON runs (due) WHERE due IS NOT NULL;
 CREATE INDEX runs_expires ON runs (expires) WHERE expires IS NOT NULL;
 CREATE INDEX runs_parent ON runs (parent) WHERE parent IS NOT NULL;
+CREATE INDEX runs_made ON runs (project, created, id);
 CREATE INDEX runs_of_thread ON runs (thread, created, id) WHERE thread IS NOT NULL;
 CREATE INDEX runs_enqueued_thread ON runs (thread, id) WHERE admitted = 0 AND thread IS NOT NULL;
 
@@ -227,8 +228,8 @@ CREATE TABLE memory (
 
 -- What clients keep beside threads and runs, as JSON: assistants, files, the steps of imported runs.
 CREATE TABLE objects (
-    home    TEXT NOT NULL,                      -- the project
-    kind    TEXT NOT NULL,                      -- assistant, file, …
+    home    TEXT NOT NULL,                      -- the project; of a run's step, the thread
+    kind    TEXT NOT NULL,                      -- assistant, file, step/RUN, …
     id      TEXT NOT NULL,
     created REAL NOT NULL,
     body    BLOB NOT NULL,

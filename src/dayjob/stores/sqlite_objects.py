@@ -25,14 +25,14 @@ class SQLiteObjects(SQLiteThreads):
                 "INSERT INTO objects (home, kind, id, created, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (project, made.kind, made.id, made.created, made.body),
             )
-            found = _object(connection, project, made.kind, made.id)
+            found = find_object(connection, project, made.kind, made.id)
             assert found is not None
             return found
 
         return await self._writer.run(transaction)
 
     async def object(self, project: str, kind: str, id: str) -> ObjectRecord | None:
-        return await self._read(lambda c: _object(c, project, kind, id))
+        return await self._read(lambda c: find_object(c, project, kind, id))
 
     async def objects(self, project: str, kind: str, page: Page) -> Found[ObjectRecord]:
         return await self._read(
@@ -101,7 +101,7 @@ class SQLiteObjects(SQLiteThreads):
         )
 
 
-def _object(connection: sqlite3.Connection, project: str, kind: str, id: str) -> ObjectRecord | None:
+def find_object(connection: sqlite3.Connection, project: str, kind: str, id: str) -> ObjectRecord | None:
     row = connection.execute(
         f"SELECT {_OBJECT} FROM objects WHERE home = ? AND kind = ? AND id = ?", (project, kind, id)
     ).fetchone()

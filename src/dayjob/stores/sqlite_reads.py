@@ -178,10 +178,13 @@ class SQLiteReads:
         filters = {name: value for name, value in wanted.items() if value is not None}
         clauses = "".join(f" AND {name} = :{name}" for name in filters)
         if before is not None:
-            clauses += " AND id < :before"
+            clauses += " AND (created, id) < (SELECT created, id FROM runs WHERE id = :before)"
+        # The plus keeps SQLite from walking a whole project for the few runs of a parent.
+        project_field = "+project" if parent or thread else "project"
         values = {**filters, "project": project, "before": before, "limit": limit}
         statement = (
-            f"SELECT {RUN_FIELDS} FROM runs WHERE project = :project{clauses} ORDER BY id DESC LIMIT :limit"
+            f"SELECT {RUN_FIELDS} FROM runs WHERE {project_field} = :project{clauses} "
+            "ORDER BY created DESC, id DESC LIMIT :limit"
         )
         return await self._read(lambda c: [run_of(row) for row in c.execute(statement, values)])
 

@@ -14,8 +14,8 @@ from dayjob.stores.sqlite_reads import SQLiteReads
 from dayjob.stores.sqlite_rows import ENDED, RUN_FIELDS, input_of, run_of
 from dayjob.stores.writer import Writer
 
-_THREAD = "id, project, created, details"
-_MESSAGE = "id, message, created, n, run, said, details"
+THREAD_FIELDS = "id, project, created, details"
+MESSAGE_FIELDS = "id, message, created, n, run, said, details"
 # A message that is there already stays as it is: what is sent again changes nothing.
 APPEND = """
 INSERT INTO thread_messages (home, thread, n, id, run, message, created, said, details)
@@ -50,7 +50,7 @@ class SQLiteThreads(SQLiteReads):
 
     async def thread(self, thread: str) -> ThreadRecord | None:
         def query(connection: sqlite3.Connection) -> ThreadRecord | None:
-            statement = f"SELECT {_THREAD} FROM threads WHERE home = ?1 AND id = ?1"
+            statement = f"SELECT {THREAD_FIELDS} FROM threads WHERE home = ?1 AND id = ?1"
             row = connection.execute(statement, (thread,)).fetchone()
             return None if row is None else ThreadRecord(*row)
 
@@ -59,7 +59,7 @@ class SQLiteThreads(SQLiteReads):
     async def threads(self, project: str, page: Page) -> Found[ThreadRecord]:
         return await self._read(
             lambda c: page_of(
-                c, page, columns=_THREAD, table="threads", where="project = :project", order="created, id",
+                c, page, columns=THREAD_FIELDS, table="threads", where="project = :project", order="created, id",
                 values={"project": project}, make=lambda row: ThreadRecord(*row),
             )
         )  # fmt: skip
@@ -69,6 +69,7 @@ class SQLiteThreads(SQLiteReads):
 
     async def delete_thread(self, thread: str) -> bool:
         """Deletes a thread, its messages, and all its runs if they are over. False: there is no such thread."""
+        of_runs = "DELETE FROM objects WHERE home = ? AND kind >= 'step/' AND kind < 'step0'"
 
         def transaction(connection: sqlite3.Connection) -> bool:
             gone = connection.execute("DELETE FROM threads WHERE home = ?1 AND id = ?1", (thread,)).rowcount
@@ -76,6 +77,7 @@ class SQLiteThreads(SQLiteReads):
             if active_run(connection, thread) is None:
                 for table in _OF_HOME:
                     connection.execute(f"DELETE FROM {table} WHERE home = ?", (thread,))
+                connection.execute(of_runs, (thread,))
             return bool(gone)
 
         return await self._writer.run(transaction)
@@ -109,8 +111,8 @@ class SQLiteThreads(SQLiteReads):
         where = "home = :thread AND thread = :thread AND said = 1" + (" AND run = :run" if run else "")
         return await self._read(
             lambda c: page_of(
-                c, page, columns=_MESSAGE, table="thread_messages", where=where, order="n",
-                values={"thread": thread, "run": run}, make=_message_of,
+                c, page, columns=MESSAGE_FIELDS, table="thread_messages", where=where, order="n",
+                values={"thread": thread, "run": run}, make=message_of,
             )
         )  # fmt: skip
 
@@ -186,11 +188,12 @@ def active_runs(connection: sqlite3.Connection, thread: str) -> list[str]:
 
 def _message(connection: sqlite3.Connection, thread: str, id: str) -> MessageRecord | None:
     row = connection.execute(
-        f"SELECT {_MESSAGE} FROM thread_messages WHERE home = ?1 AND thread = ?1 AND id = ?2", (thread, id)
+        f"SELECT {MESSAGE_FIELDS} FROM thread_messages WHERE home = ?1 AND thread = ?1 AND id = ?2",
+        (thread, id),
     ).fetchone()
-    return None if row is None else _message_of(row)
+    return None if row is None else message_of(row)
 
 
-def _message_of(row: Sequence[Any]) -> MessageRecord:
+def message_of(row: Sequence[Any]) -> MessageRecord:
     id, message, created, n, run, said, details = row
     return MessageRecord(id, message, created, n, run, bool(said), details)

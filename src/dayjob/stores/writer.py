@@ -69,11 +69,14 @@ _ROW_BYTES = 400
 class Verb:
     """A transaction that somebody waits for."""
 
-    __slots__ = ("future", "run")
+    __slots__ = ("bytes", "future", "run")
 
-    def __init__(self, run: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, run: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any], bytes: int
+    ) -> None:
         self.run = run
         self.future = future
+        self.bytes = bytes
 
 
 class FairLock:
@@ -149,14 +152,15 @@ class Writer:
             self._loop = asyncio.get_running_loop()
         self._queue.put(entry)
 
-    async def run(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
+    async def run(self, transaction: Callable[[sqlite3.Connection], T], bytes: int = _ROW_BYTES) -> T:
+        """Runs a verb. `bytes` is about what it writes."""
         loop = asyncio.get_running_loop()
         if self._closed:
             raise StoreUnavailable(f"{self._path}: the store is closed")
         if self._loop is None:
             self._loop = loop
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(Verb(transaction, future))
+        self._queue.put(Verb(transaction, future, bytes))
         return await future
 
     def close(self) -> None:
@@ -307,7 +311,7 @@ class Writer:
 
     def _note_written(self, batch: list[Entry | Verb]) -> None:
         for item in batch:
-            self._unchecked_bytes += _ROW_BYTES
+            self._unchecked_bytes += _ROW_BYTES if isinstance(item, Entry) else item.bytes
             if isinstance(item, Entry):
                 for row in item.insert:
                     if row.value is not None:
