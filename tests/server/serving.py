@@ -58,7 +58,6 @@ def strict_sync(url: str, key: str = "anything") -> OpenAI:
 async def serving(
     folder: Path,
     reply: Sequence[Any] | Callable[[Any], Any] = (),
-    model: Scripted | None = None,
     tools: Sequence[Tool[..., Any]] = (),
     settings: Settings | None = None,
     worker: bool = True,
