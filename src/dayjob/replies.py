@@ -16,7 +16,7 @@ from dayjob.keys import message_id
 from dayjob.models import Message, Model, ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.prompts import Prompt
 from dayjob.retry import Again, RetryPolicy, decide
-from dayjob.runs import Kind, Outcome, StepRecord
+from dayjob.runs import Kind, Outcome, Status, StepRecord
 from dayjob.spending import Hold, accept_less_output, hold_model
 from dayjob.steps import Steps, cancellings
 from dayjob.tools import definition_of
@@ -25,6 +25,8 @@ from dayjob.values import convert, schema_of
 FENCE = "```"
 CUT_OFF = {"length": "max_tokens", "content_filter": "content_filter"}
 """Why an answer is not whole, by how it finished."""
+ENDED_BY = {Status.CANCELLED: "run_cancelled", Status.EXPIRED: "run_expired"}
+"""The same, by how the run ends that said it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +136,7 @@ class ModelCall:
                 if run.scope.closed or cancellings() > before:
                     if held is not None:
                         held.spend_all()
-                    said = {"text": "".join(pieces), "tool_calls": [], "finish": "cancelled"}
-                    run.record_cancelled(
-                        key, name, Kind.MODEL, started, fingerprint, None, run.encode(name, said),
-                        append=self._said(run, key, started, {"content": said["text"]}, "run_cancelled"),
-                    )  # fmt: skip
+                    self._break_off(run, key, name, started, fingerprint, "".join(pieces))
                     raise
                 error = StepError("CancelledError", f"model step {name!r} cancelled itself", step=key)
             except InvalidAnswer as problem:
@@ -244,6 +242,26 @@ class ModelCall:
             return self._said(run, row.key, row.started, {"content": pieces}, "run_failed", row.attempt)
         why = CUT_OFF.get(reply.finish)
         return self._said(run, row.key, row.started, message_of(reply), why, row.attempt)
+
+    def _break_off(
+        self, run: Steps, key: str, name: str, started: float, fingerprint: bytes, text: str
+    ) -> None:
+        """Records what was said until the call was cancelled.
+
+        If that is because the run ends, the row stands for nothing: a run that is resumed asks again.
+        """
+        end = run.keeper.end
+        why = "run_cancelled" if end is None else ENDED_BY.get(end.status, "run_failed")
+        message = self._said(run, key, started, {"content": text}, why)
+        value = run.encode(name, {"text": text, "tool_calls": [], "finish": "cancelled"})
+        if not run.scope.closed:
+            run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None, value, append=message)
+        elif end is not None and message is not None:
+            row = run.journal.row(
+                run.scope.path, key, name, Kind.MODEL, Outcome.SUPERSEDED, started, fingerprint, value=value,
+                dollars=0.0,
+            )  # fmt: skip
+            run.journal.put((row,), append=message)
 
     def _said(
         self,

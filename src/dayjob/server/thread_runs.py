@@ -127,6 +127,7 @@ async def submit_tool_outputs(
     caller: Member, desk: AtDesk, thread_id: str, run_id: str, body: ToolOutputs
 ) -> Response:
     """Hands in what the client's tools gave, for all calls at once. Sent again, it changes nothing."""
+    _check_stream(body.stream)
     while True:
         run = await desk.assistants_run_of(caller, thread_id, run_id)
         steps = await desk.app.store.steps(run_id)
@@ -150,6 +151,7 @@ async def _asked(
     desk: Desk, caller: Caller, body: NewRunOfAnyThread, more_instructions: str | None = None
 ) -> AssistantRun:
     """What a run is asked for: what its assistant says, but for what the run's own body says."""
+    _check_stream(body.stream)
     assistant = orjson.loads((await desk.object_of(caller, "assistant", body.assistant_id)).body)
     given = {name: value for name, value in body.given.items() if value is not None}
     said = {name: value for name, value in {**assistant, **given}.items() if value is not None}
@@ -184,10 +186,13 @@ async def _submit(
 async def _answer(
     desk: Desk, run: RunRecord, stream: bool | None, headers: dict[str, str] | None = None
 ) -> Response:
-    """The answer to what sets a run going. The one place where a stream would begin."""
+    """The answer to what sets a run going: where a stream would begin."""
+    return JSON(await _body(desk, run), headers=headers)
+
+
+def _check_stream(stream: bool | None) -> None:
     if stream:
         raise Refused("This server does not stream yet: leave 'stream' out, and poll.", param="stream")
-    return JSON(await _body(desk, run), headers=headers)
 
 
 async def _body(desk: Desk, run: RunRecord) -> dict[str, Any]:
