@@ -140,7 +140,6 @@ class Execution:
         self.inbox: dict[str, list[InboxItem]] = {}
         self.tools: dict[str, Tool[..., Any]] = {}
         self.undos: dict[str, Undo] = {}
-        self.said: dict[str, Callable[[Status], None]] = {}
         self.lease_seconds = services.lease_seconds
         self.is_idle = False
         self.poked = False
@@ -395,8 +394,6 @@ class Execution:
 
     async def _finish(self, end: End) -> Left:
         """What is done once at the end, and then the end itself."""
-        for keep in tuple(self.said.values()):
-            keep(end.status)
         await self._stop_tasks()
         await self._let_writes_finish()
         while not self.lost:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import orjson
@@ -139,8 +138,6 @@ class ModelCall:
             held, billed = None, True
             before = cancellings()
             limit = asyncio.timeout(timeout)
-            if self.append:
-                run.keeper.said[key] = partial(self._keep, run, key, name, started, fingerprint, pieces)
             try:
                 if error is None:
                     if run.keeper.budget is not None:
@@ -152,7 +149,7 @@ class ModelCall:
                 if run.scope.closed or cancellings() > before:
                     if held is not None:
                         held.spend_all()
-                    run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None)
+                    self._break_off(run, key, name, started, fingerprint, "".join(pieces))
                     raise
                 error = StepError("CancelledError", f"model step {name!r} cancelled itself", step=key)
             except InvalidAnswer as problem:
@@ -166,8 +163,6 @@ class ModelCall:
                 again, error = decide(retry, failed, error)
                 if held is not None and model is not None and accept_less_output(run, model, held, error):
                     failed, again = failed - 1, Again()
-            finally:
-                run.keeper.said.pop(key, None)
             row = self._row(
                 run, key, name, started, fingerprint, model, prompt, reply, error, again is not None
             )
@@ -257,24 +252,6 @@ class ModelCall:
         finally:
             run.keeper.busy -= 1
 
-    def _keep(
-        self,
-        run: Steps,
-        key: str,
-        name: str,
-        started: float,
-        fingerprint: bytes,
-        pieces: list[str],
-        end: Status,
-    ) -> None:
-        """The run ends in the middle of an answer: what was said of it stays, and a resumed run asks anew."""
-        if not (text := "".join(pieces)):
-            return
-        row = run.journal.row(run.scope.path, key, name, Kind.MODEL, Outcome.SUPERSEDED, started, fingerprint)
-        row.value = run.encode(name, {"text": text, "tool_calls": [], "finish": end})
-        said = self._said(run, row, {"content": text}, CUT_OFF.get(end, "run_failed"))
-        run.journal.put((row,), append=said)
-
     def _message(
         self, run: Steps, row: StepRecord, reply: ModelReply | None, pieces: str
     ) -> tuple[str, MessageRecord] | None:
@@ -282,6 +259,25 @@ class ModelCall:
         if reply is None:
             return self._said(run, row, {"content": pieces}, "run_failed")
         return self._said(run, row, message_of(reply), CUT_OFF.get(reply.finish))
+
+    def _break_off(
+        self, run: Steps, key: str, name: str, started: float, fingerprint: bytes, text: str
+    ) -> None:
+        """The call was cancelled; if that is because its run ends, what it had said stays on the thread.
+
+        Its row stands for nothing then: a run that is resumed asks anew.
+        """
+        end = run.keeper.end
+        if end is None or not run.scope.closed:
+            run.record_cancelled(key, name, Kind.MODEL, started, fingerprint, None)
+        elif self.append and text:
+            row = run.journal.row(
+                run.scope.path, key, name, Kind.MODEL, Outcome.SUPERSEDED, started, fingerprint
+            )
+            row.value = run.encode(name, {"text": text, "tool_calls": [], "finish": end.status})
+            row.dollars = 0.0
+            why = CUT_OFF.get(end.status, "run_failed")
+            run.journal.put((row,), append=self._said(run, row, {"content": text}, why))
 
     def _said(
         self, run: Steps, row: StepRecord, message: Message, why: str | None

@@ -18,7 +18,7 @@ from dayjob.journal import Journal, Scope, error_bytes, stored_error
 from dayjob.keys import is_write
 from dayjob.limits import Budget, Reached
 from dayjob.models import Model
-from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord
+from dayjob.runs import Kind, Outcome, RunRecord, StepRecord
 from dayjob.stores import End
 from dayjob.threads import Threads
 from dayjob.tools import Deadline, Tool, Undo
@@ -55,8 +55,6 @@ class Keeper(Protocol):
     lease_seconds: float
     budget: Budget | None
     end: End | None
-    said: dict[str, Callable[[Status], None]]
-    """How to keep what a model has said so far, by the step, if the run ends this way."""
 
     @property
     def threads(self) -> Threads: ...

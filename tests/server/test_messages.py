@@ -17,7 +17,9 @@ from tests.until import until
 async def test_a_message_has_every_key_and_is_found_again(tmp_path: Path) -> None:
     async with serving(tmp_path) as here:
         thread = (await here.client.beta.threads.create()).id
-        body = (await here.http.post(f"/threads/{thread}/messages", json={"role": "user", "content": "Hé 🙂"})).json()
+        body = (
+            await here.http.post(f"/threads/{thread}/messages", json={"role": "user", "content": "Hé 🙂"})
+        ).json()
         assert body == {
             "id": body["id"],
             "object": "thread.message",

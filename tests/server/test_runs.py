@@ -63,7 +63,9 @@ async def test_a_run_has_every_key_from_the_start_and_at_its_end(tmp_path: Path)
             "required_action": None,
             "last_error": None,
             "expires_at": run["expires_at"],
-            **dict.fromkeys(("started_at", "cancelled_at", "failed_at", "completed_at", "incomplete_details")),
+            **dict.fromkeys(
+                ("started_at", "cancelled_at", "failed_at", "completed_at", "incomplete_details")
+            ),
             "model": "gpt-4o",
             "instructions": "",
             "tools": [],
@@ -155,7 +157,11 @@ async def test_the_same_idempotency_key_makes_one_run(tmp_path: Path) -> None:
         runs = here.client.beta.threads.runs
         assistant, thread = await ready(here)
         more = [{"role": "user", "content": "More?"}]
-        asked = {"assistant_id": assistant, "additional_messages": more, "extra_headers": {"Idempotency-Key": "k"}}
+        asked = {
+            "assistant_id": assistant,
+            "additional_messages": more,
+            "extra_headers": {"Idempotency-Key": "k"},
+        }
         first = await runs.create(thread, **asked)
         assert (await runs.create(thread, **asked)).id == first.id
         assert len((await here.client.beta.threads.messages.list(thread)).data) == 2
@@ -181,9 +187,7 @@ async def test_runs_are_listed_in_pages_and_only_those_of_assistants(tmp_path: P
         assistant, thread = await ready(here)
         foreign = await here.app.submit(other(), thread=thread)
         await foreign.result()
-        made = []
-        for _ in range(5):
-            made.append((await runs.create_and_poll(thread_id=thread, assistant_id=assistant)).id)
+        made = [(await runs.create_and_poll(thread_id=thread, assistant_id=assistant)).id for _ in range(5)]
         assert [each.id async for each in runs.list(thread, limit=2)] == made[::-1]
         assert [each.id async for each in runs.list(thread, limit=2, order="asc")] == made
         with pytest.raises(openai.NotFoundError):

@@ -15,7 +15,9 @@ from tests.until import until
 async def test_a_thread_is_made_of_nothing_or_of_messages(tmp_path: Path) -> None:
     async with serving(tmp_path) as here:
         for body in (b"", b"{}", b"null", b'{"messages":null,"metadata":null,"tool_resources":null}'):
-            made = await here.http.post("/threads", content=body, headers={"content-type": "application/json"})
+            made = await here.http.post(
+                "/threads", content=body, headers={"content-type": "application/json"}
+            )
             thread = made.json()
             assert made.status_code == 200, made.text
             assert thread == {
@@ -35,7 +37,10 @@ async def test_a_thread_is_made_of_nothing_or_of_messages(tmp_path: Path) -> Non
         assert made.tool_resources.code_interpreter.file_ids == ["file-1"]
         assert await threads.retrieve(made.id) == made
         said = [each async for each in threads.messages.list(made.id, order="asc")]
-        assert [(each.role, each.content[0].text.value) for each in said] == [("user", "α"), ("assistant", "β")]
+        assert [(each.role, each.content[0].text.value) for each in said] == [
+            ("user", "α"),
+            ("assistant", "β"),
+        ]
         assert {each.assistant_id for each in said} == {each.run_id for each in said} == {None}
 
 

@@ -29,7 +29,6 @@ ENDED_STEP = {
     Status.FAILED: "failed",
     Status.INCOMPLETE: "failed",
 }
-WHY_CUT_OFF = {Status.CANCELLED: "run_cancelled", Status.EXPIRED: "run_expired"}
 
 
 def not_offered(tools: Iterable[Mapping[str, Any]] = (), attached: bool = False) -> dict[str, str]:
@@ -318,7 +317,8 @@ def step_id(run: str, key: str, attempt: int, type: str) -> str:
 
 def message_step(run: RunRecord, row: StepRecord) -> dict[str, Any]:
     """The step in which a message was said, by a model's row that is finished."""
-    status = "completed" if row.outcome == Outcome.VALUE else _ended_step(run)
+    broken = "failed" if row.outcome == Outcome.ERROR else "cancelled"
+    status = "completed" if row.outcome == Outcome.VALUE else ENDED_STEP.get(run.status, broken)
     details = {"message_id": message_id(run.id, row.key, row.attempt)}
     usage = None if _value(row)["tool_calls"] else _usage(row.input_tokens, row.output_tokens)
     return _step(run, row, "message_creation", details, status, row.started, row.ended, usage)
