@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -20,6 +21,8 @@ from dayjob.server import Settings, create_server
 from tests.server.native_serving import native
 
 OPERATIONS = 17
+ENDED: list[str] = []
+WAITING: list[str] = []
 SERVER = create_server(Dayjob(worker=False), Settings())
 
 
@@ -56,9 +59,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     async def serve() -> None:
         async with native(f"sqlite:///{folder}/runs.db") as here:
             for job, input in (("count", {"to": 2}), ("fails", {}), ("greet", {"name": "Ann"})):
-                await here.ended(await here.run(job, **input))
-            await here.run("inquire")
-            await here.run("pay", amount=500)
+                ENDED.append(await here.run(job, **input))
+                await here.ended(ENDED[-1])
+            WAITING.append(await here.run("inquire"))
+            WAITING.append(await here.run("pay", amount=500))
             told.set_result(str(here.http.base_url))
             await stop.wait()
 
@@ -72,26 +76,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         loop.close()
 
 
-@pytest.fixture(scope="module")
-def schema(base: str) -> Any:
-    loaded = schemathesis.openapi.from_dict({**SERVER.openapi(), "paths": documented()})
-    loaded.config.update(base_url=base)
-    return loaded
-
-
-requests = schemathesis.pytest.from_fixture("schema")
+SCHEMA = schemathesis.openapi.from_dict({**SERVER.openapi(), "paths": documented()})
 CHECKS = [
     checks.not_a_server_error, oa.status_code_conformance, oa.content_type_conformance,
     oa.response_schema_conformance, oa.response_headers_conformance,
 ]  # fmt: skip
 
 
-@requests.parametrize()
+@SCHEMA.parametrize()
 @settings(
-    max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
+    max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
-def test_no_answer_is_undocumented(case: Any) -> None:
-    if case.operation.path.endswith("/events") and case.method == "GET":
-        case.path_parameters["run"] = "run_unknown"  # a stream that is open does not end
-    case.call_and_validate(checks=CHECKS, timeout=20)
+def test_no_answer_is_undocumented(case: Any, base: str) -> None:
+    chance = random.Random(repr(case.body) + repr(case.query))
+    if "run" in case.path_parameters and chance.random() < 0.7:
+        streams = case.method == "GET" and case.operation.path.endswith("/events")
+        case.path_parameters["run"] = chance.choice(ENDED if streams else ENDED + WAITING)
+    if isinstance(case.body, dict) and "job" in case.body and chance.random() < 0.7:
+        case.body["job"], case.body["input"] = "greet", {"name": "Ann"}
+    case.call_and_validate(base_url=base, checks=CHECKS, timeout=20)
