@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import checks
+from schemathesis.specs.openapi import checks as oa
 
 from dayjob import Dayjob
 from dayjob.server import Settings, create_server
+from tests.server.native_serving import native
 
-OPERATIONS = 16
+OPERATIONS = 17
+ENDED: list[str] = []
+WAITING: list[str] = []
 SERVER = create_server(Dayjob(worker=False), Settings())
 
 
@@ -31,3 +46,53 @@ def test_each_endpoint_is_documented_with_an_example_and_its_refusals() -> None:
     bodies = SERVER.openapi()["components"]["schemas"]
     for name in ("NewRun", "NewAnswer", "Approval", "Rejection", "Cancellation", "Resumption", "NewEvent"):
         assert bodies[name]["examples"], name
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with a run in each state that requests can meet, on a loop of its own."""
+    folder: Path = tmp_path_factory.mktemp("openapi")
+    loop = asyncio.new_event_loop()
+    told: Future[str] = Future()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with native(f"sqlite:///{folder}/runs.db") as here:
+            for job, input in (("count", {"to": 2}), ("fails", {}), ("greet", {"name": "Ann"})):
+                ENDED.append(await here.run(job, **input))
+                await here.ended(ENDED[-1])
+            WAITING.append(await here.run("inquire"))
+            WAITING.append(await here.run("pay", amount=500))
+            told.set_result(str(here.http.base_url))
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    try:
+        yield told.result(30)
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+SCHEMA = schemathesis.openapi.from_dict({**SERVER.openapi(), "paths": documented()})
+CHECKS = [
+    checks.not_a_server_error, oa.status_code_conformance, oa.content_type_conformance,
+    oa.response_schema_conformance, oa.response_headers_conformance,
+]  # fmt: skip
+
+
+@SCHEMA.parametrize()
+@settings(
+    max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+def test_no_answer_is_undocumented(case: Any, base: str) -> None:
+    chance = random.Random(repr(case.body) + repr(case.query))
+    if "run" in case.path_parameters and chance.random() < 0.7:
+        streams = case.method == "GET" and case.operation.path.endswith("/events")
+        case.path_parameters["run"] = chance.choice(ENDED if streams else ENDED + WAITING)
+    if isinstance(case.body, dict) and "job" in case.body and chance.random() < 0.7:
+        case.body["job"], case.body["input"] = "greet", {"name": "Ann"}
+    case.call_and_validate(base_url=base, checks=CHECKS, timeout=20)

@@ -64,6 +64,12 @@ STREAM_EXAMPLE = (
     'id: 1.in_progress\nevent: step.finished\ndata: {"step":{"key":"model","seq":1,"outcome":"value"}}\n\n'
     'id: 1.completed\nevent: run.status\ndata: {"status":"completed","reason":null}\n\n'
 )
+STREAM_EVENT = {
+    "type": "object",
+    "description": "One event of the stream; `data` is JSON.",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["event", "data"],
+}
 router = APIRouter(prefix="/api", responses=REFUSALS)
 
 
@@ -248,9 +254,9 @@ async def retrieve_step(
     "/runs/{run}/events",
     tags=["Steps"],
     status_code=200,
-    response_class=EventStream,
+    response_class=Response,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}}},
+        200: {"content": {"text/event-stream": {"schema": STREAM_EVENT, "example": STREAM_EXAMPLE}}},
         204: {"description": "It is over, and all of it was seen: do not come back."},
     },
 )
