@@ -16,6 +16,18 @@ GROUP: Any = typer.main.get_command(cli.app)
 EVERYWHERE = {"--help", "-h"}
 
 
+def commands() -> dict[str, Any]:
+    """By name; those of a group are named with it."""
+    found = {}
+    for name, command in GROUP.commands.items():
+        inner = getattr(command, "commands", None)
+        found |= {name: command} if inner is None else {f"{name} {each}": inner[each] for each in inner}
+    return found
+
+
+COMMANDS = commands()
+
+
 def told(name: str) -> str:
     return section(PAGE, f"## {name}")
 
@@ -30,21 +42,21 @@ def option_names(command: Any) -> set[str]:
 
 
 def test_the_commands_are_those_of_the_program() -> None:
-    headings = re.findall(r"^## ([a-z]+)$", PAGE.read_text(), re.MULTILINE)
-    assert headings == list(GROUP.commands)
+    headings = re.findall(r"^## ([a-z]+(?: [a-z]+)?)$", PAGE.read_text(), re.MULTILINE)
+    assert headings == list(COMMANDS)
 
 
-@pytest.mark.parametrize("name", GROUP.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_options_are_those_of_the_command(name: str) -> None:
     options = {option for row in rows(told(name)) for option in re.findall(r"`(--?[\w-]+)", row[0])}
-    assert options == option_names(GROUP.commands[name])
+    assert options == option_names(COMMANDS[name])
 
 
-@pytest.mark.parametrize("name", GROUP.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_usage_shows_the_arguments(name: str) -> None:
     usage = re.search(rf"^dayjob {name}\b.*$", told(name), re.MULTILINE)
     assert usage, f"{name}: no usage line"
-    for parameter in GROUP.commands[name].params:
+    for parameter in COMMANDS[name].params:
         if parameter.param_type_name == "argument":
             shown = (parameter.metavar or parameter.name.upper()).strip("[]")
             assert shown in usage[0]

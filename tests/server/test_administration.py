@@ -77,7 +77,7 @@ async def test_changes_and_refusals_are_audited_and_reading_is_not(serving: Any)
     assert created["request"] == made.headers["x-request-id"]
     [known] = [each for each in await served.app.store.api_keys() if each.name == "test"]
     assert created["who"] == known.id
-    [stranger] = await served.app.store.audit("default")
+    [stranger] = await until(lambda: served.app.store.audit("default"), what="the stranger's entry")
     assert (stranger.who, stranger.status) == (STRANGER, 401)
 
 

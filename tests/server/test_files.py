@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from dayjob.server.files import plain_name, storage_problem
+from dayjob.server.files import plain_name, remove_stale_parts, storage_problem
 from tests.server.raw import Raw
 from tests.until import until
 
@@ -221,6 +222,15 @@ async def test_a_folder_that_cannot_be_written_is_a_500_that_says_so(serving: An
     served = await serving(files=tmp_path / "taken")
     with pytest.raises(openai.InternalServerError, match="could not store"):
         await upload(await served.openai())
+
+
+def test_what_a_killed_server_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    for name in ("file-1", "file-2.aa.part", "file-3.bb.part"):
+        (tmp_path / name).write_text("x")
+    os.utime(tmp_path / "file-1", (0, 0))
+    os.utime(tmp_path / "file-2.aa.part", (0, 0))
+    remove_stale_parts(tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file-1", "file-3.bb.part"]
 
 
 def test_a_full_disk_is_a_507() -> None:

@@ -11,10 +11,11 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, StreamingResponse
 
+from dayjob.errors import InputError
+from dayjob.server.listening import Listening, bound, listening, url_of
+from dayjob.server.middleware import Streams
 from tests.server.raw import Raw
 from tests.until import until
-
-KINDS = {"application/json": b"{}"}
 
 
 def echoing(server: FastAPI) -> None:
@@ -278,6 +279,32 @@ async def test_a_head_that_is_too_large_or_broken_is_refused(serving: Any) -> No
     assert (await (await served.http()).get("/health")).json() == {"status": "ok"}
 
 
+async def test_a_connection_that_does_not_say_what_it_wants_is_closed(serving: Any) -> None:
+    served = await serving()
+    with bound("127.0.0.1", 0) as listener:
+        async with listening(served.server, listener, head_seconds=0.2) as opened:
+            for begun in (b"", b"GET /health HTTP/1.1\r\nx: "):
+                async with Raw(url_of(listener)) as raw:
+                    await raw.send(begun)
+                    assert await raw.rest() == b""
+            async with Raw(url_of(listener)) as raw:  # kept alive for longer than a head may take
+                await raw.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                assert " 200 " in await raw.head()
+                await asyncio.sleep(0.4)
+                await raw.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                assert await raw.reader.readuntil(b" 200 ")
+            await opened.stop()
+
+
+def test_of_two_that_take_an_address_at_once_one_is_told() -> None:
+    server = FastAPI()
+    server.state.streams = Streams()
+    with bound("127.0.0.1", 0) as first, bound("127.0.0.1", first.getsockname()[1]) as second:
+        first.listen()
+        with pytest.raises(InputError, match=r"--port: .* in use"):
+            asyncio.run(Listening(server, second, 1.0).start())
+
+
 # --- stopping --------------------------------------------------------------------------------------
 
 
@@ -296,8 +323,6 @@ def waiting(server: FastAPI) -> None:
 
 
 async def test_open_streams_end_cleanly_when_the_server_stops(serving: Any) -> None:
-    from dayjob.server.listening import bound, listening, url_of
-
     served = await serving(routes=waiting)
     with bound("127.0.0.1", 0) as listener:
         async with listening(served.server, listener) as opened, Raw(url_of(listener)) as raw:
@@ -309,8 +334,6 @@ async def test_open_streams_end_cleanly_when_the_server_stops(serving: Any) -> N
 
 
 async def test_a_request_that_waits_is_told_to_come_again_when_the_server_stops(serving: Any) -> None:
-    from dayjob.server.listening import bound, listening, url_of
-
     served = await serving(routes=waiting)
     with bound("127.0.0.1", 0) as listener:
         async with listening(served.server, listener) as opened, Raw(url_of(listener)) as raw:

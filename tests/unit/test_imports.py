@@ -23,6 +23,11 @@ def test_importing_dayjob_loads_nothing_heavy() -> None:
     assert sorted(set(HEAVY) & set(loaded)) == []
 
 
+def test_the_command_line_loads_no_web_framework_unless_it_serves() -> None:
+    loaded = python("import dayjob.cli, sys; print(*sys.modules)").split()
+    assert {"fastapi", "starlette", "uvicorn"} & set(loaded) == set()
+
+
 def test_an_app_with_a_job_and_a_plain_type_needs_no_pydantic_before_it_is_opened() -> None:
     code = (
         "import sys\nfrom dayjob import Dayjob, Run, job\n"

@@ -9,6 +9,7 @@ import math
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 from urllib.parse import urlsplit
@@ -80,7 +81,7 @@ async def serve(
     _check_folder(settings.files)
     with signals() as stop, _logging(), contextlib.closing(bound(host, port)) as listener:
         on_loopback = is_on_loopback(listener)
-        settings = Settings(**{**vars(settings), "on_loopback": on_loopback})
+        settings = replace(settings, on_loopback=on_loopback)
         async with Dayjob(store, model, jobs.values(), worker=False) as app:
             has_keys = bool(await app.store.api_keys())
             if not has_keys and not on_loopback:

@@ -35,12 +35,20 @@ PIECE_BYTES = 1_000_000
 MOST_FIELD_BYTES = 4_096
 MOST_NAME = 255
 PAGE = 1_000
+FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": PURPOSES},
+    },
+}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PART = ".part"
 STALE_SECONDS = 24 * 3_600
 
 
-@router.post("/files")
+@router.post("/files", openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": FORM}}}})
 async def upload_file(request: Request, desk: AtDesk, caller: Member) -> JSON:
     """A form with `file` and `purpose`. The file is on disk when this is answered."""
     id = id_for("file", caller, request).replace("_", "-", 1)

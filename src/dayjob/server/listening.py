@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,11 +19,12 @@ from h11 import ConnectionClosed, LocalProtocolError
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from dayjob.errors import InputError
+from dayjob.server.middleware import Streams
 
 BACKLOG = 2_048
 KEEP_ALIVE_SECONDS = 75
-HEADER_SECONDS = 20.0
-HEADER_BYTES = 65_536
+HEAD_SECONDS = 20.0
+HEAD_BYTES = 65_536
 STOP_SECONDS = 5
 MOST_CONNECTIONS = 10_000
 FILES_ELSE = 100
@@ -42,8 +45,13 @@ def bound(host: str, port: int) -> socket.socket:
     except OSError as problem:
         listener.close()
         flag = "--host" if problem.errno == errno.EADDRNOTAVAIL else "--port"
-        raise InputError(f"{flag}: {host}:{port}: {problem.strerror}") from None
+        raise InputError(f"{flag}: {host}:{port}: {_words(problem)}") from None
     return listener
+
+
+def _words(problem: OSError) -> str:
+    """Without the address, which asyncio and Python add or not."""
+    return os.strerror(problem.errno) if problem.errno else str(problem)
 
 
 def url_of(listener: socket.socket) -> str:
@@ -57,9 +65,14 @@ def is_on_loopback(listener: socket.socket) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def listening(server: FastAPI, listener: socket.socket) -> AsyncIterator[Listening]:
-    """Takes connections while open. Closing it ends streams, and lets requests in progress finish."""
-    opened = Listening(server, listener)
+async def listening(
+    server: FastAPI, listener: socket.socket, head_seconds: float = HEAD_SECONDS
+) -> AsyncIterator[Listening]:
+    """Takes connections while open; each has so many seconds to say what it wants.
+
+    Closing it ends streams, and lets requests in progress finish.
+    """
+    opened = Listening(server, listener, head_seconds)
     await opened.start()
     try:
         yield opened
@@ -70,20 +83,26 @@ async def listening(server: FastAPI, listener: socket.socket) -> AsyncIterator[L
 class Listening:
     """A server that takes connections."""
 
-    def __init__(self, server: FastAPI, listener: socket.socket) -> None:
-        self._streams = server.state.streams
+    def __init__(self, server: FastAPI, listener: socket.socket, head_seconds: float) -> None:
+        self._streams: Streams = server.state.streams
         self._listener = listener
+        protocol = cast(type[asyncio.Protocol], partial(_Protocol, head_seconds))
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
-                server, http=_Protocol, ws="none", lifespan="on", log_config=None, log_level="critical",
+                server, http=protocol, ws="none", lifespan="on", log_config=None, log_level="critical",
                 access_log=False, server_header=False, proxy_headers=False, backlog=BACKLOG,
                 limit_concurrency=_most_connections(), timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=HEADER_BYTES,
+                timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=HEAD_BYTES,
             )
         )  # fmt: skip
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        """Raises InputError when another process took the address since the socket was bound."""
+        try:
+            self._listener.listen(BACKLOG)
+        except OSError as problem:
+            raise InputError(f"--port: {url_of(self._listener)}: {_words(problem)}") from None
         self._serving = asyncio.create_task(self._uvicorn.serve([self._listener]))
         while not self._uvicorn.started and not self._serving.done():
             await asyncio.sleep(0.005)
@@ -113,7 +132,10 @@ class _Uvicorn(uvicorn.Server):
 class _Protocol(H11Protocol):
     """Closes a connection on which no request begins in time: uvicorn would wait for its headers for ever."""
 
-    _heads: asyncio.TimerHandle | None = None
+    def __init__(self, head_seconds: float, *settings: Any, **more: Any) -> None:
+        super().__init__(*settings, **more)
+        self._head_seconds = head_seconds
+        self._giving_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -123,7 +145,7 @@ class _Protocol(H11Protocol):
         super().data_received(data)
         if self._is_answering():
             self._stop_waiting()
-        elif self._heads is None:
+        elif self._giving_up is None:
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -135,15 +157,15 @@ class _Protocol(H11Protocol):
         return cycle is not None and not cycle.response_complete
 
     def _await_head(self) -> None:
-        self._heads = self.loop.call_later(HEADER_SECONDS, self._give_up)
+        self._giving_up = self.loop.call_later(self._head_seconds, self._give_up)
 
     def _stop_waiting(self) -> None:
-        if self._heads is not None:
-            self._heads.cancel()
-            self._heads = None
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
 
     def _give_up(self) -> None:
-        self._heads = None
+        self._giving_up = None
         if self.transport.is_closing() or self._is_answering():
             return
         with contextlib.suppress(LocalProtocolError):

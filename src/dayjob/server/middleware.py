@@ -99,7 +99,7 @@ class Frame:
         except Exception as problem:
             known = isinstance(problem, DayjobError) and answer.status is None
             if not known:
-                logger.exception("%s: %s %s failed", id, scope["method"], scope["path"])
+                logger.exception("%s: %s %r failed", id, scope["method"], scope["path"])
             if answer.status is not None:
                 raise  # half an answer is out: only a broken connection says that it is not whole
             refused = refused_of(problem) if isinstance(problem, DayjobError) else unexpected(id)
