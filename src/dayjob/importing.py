@@ -7,6 +7,7 @@ or was there already, or is refused with the reason; what is fine never depends 
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import json
 import marshal
@@ -102,7 +103,7 @@ class Unfit(Exception):
 
 
 Progress = Callable[[str, int], None]
-"""Is told now and then how far it is: ("read", lines so far), then ("kept", rows so far)."""
+"""Is told now and then how far it is: ("read", lines so far), then ("kept", rows since the last time)."""
 
 
 async def import_lines(
@@ -112,18 +113,26 @@ async def import_lines(
     report = Report()
     with Sorter() as rows:
         await in_a_thread(_read, file, rows, report, on_progress)
-        places, done = _Places(), 0
-        ordered = iter(rows)
-        while batch := list(islice(ordered, BATCH)):
-            placed = [places.place(project, row) for row in batch]
-            received = await store.receive(project, [each.arrival for each in placed])
-            for each, came in zip(placed, received, strict=True):
-                _count(report, each, came)
-            done += len(batch)
-            on_progress("kept", done)
+        places, ordered = _Places(), iter(rows)
+        writing: asyncio.Task[list[_Placed]] | None = None
+        while True:  # the next rows are made ready while those before them are written
+            placed = [places.place(project, row) for row in islice(ordered, BATCH)]
+            if writing is not None:
+                on_progress("kept", len(await writing))
+            if not placed:
+                break
+            writing = asyncio.create_task(_keep(store, project, placed, report))
+            await asyncio.sleep(0)
     report.refusals.sort(key=lambda told: told.line)
     report.remarks.sort(key=lambda told: told.line)
     return report
+
+
+async def _keep(store: Store, project: str, placed: list[_Placed], report: Report) -> list[_Placed]:
+    received = await store.receive(project, [each.arrival for each in placed])
+    for each, came in zip(placed, received, strict=True):
+        _count(report, each, came)
+    return placed
 
 
 # --- reading ---------------------------------------------------------------------------------------
@@ -160,8 +169,8 @@ def _read_line(number: int, line: bytes | None, rows: Sorter, report: Report) ->
     kind, id = "line", None
     try:
         found = _loaded(line)
-        kind = _kind_of(found)
         id = found.get("id") if isinstance(found.get("id"), str) else None
+        kind = _kind_of(found)
         remarks: list[tuple[str, str]] = []
         rows.add(_row_of(kind, found, number, remarks))
     except Unfit as problem:
@@ -267,12 +276,7 @@ def _row_of(kind: str, found: dict[str, Any], number: int, remarks: list[tuple[s
 
 
 def _check(kind: str, found: dict[str, Any]) -> None:
-    from pydantic import ValidationError
-
-    try:
-        _type_of(kind).validate_python(found, strict=True)
-    except ValidationError as problem:
-        raise _unfit(problem.errors(include_url=False, include_context=False, include_input=False)) from None
+    _validator_of(kind)(found)
     for name in _IDS:
         if found.get(name) is not None:
             _check_id(name, found[name])
@@ -280,32 +284,43 @@ def _check(kind: str, found: dict[str, Any]) -> None:
         at = found.get(name)
         if at is not None and not 0 <= at <= LAST_SECOND:
             raise Unfit(name, f"is {at}; expected seconds since 1970")
-    _check_metadata(found["metadata"])
+    if found["metadata"]:
+        _check_metadata(found["metadata"])
 
 
 @cache
-def _type_of(kind: str) -> Any:
+def _validator_of(kind: str) -> Callable[[dict[str, Any]], None]:
+    """Checks against the types of the clients. Raises Unfit."""
     from openai.types.beta import Assistant, Thread
     from openai.types.beta.threads import Message, Run
     from openai.types.beta.threads.runs import RunStep
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
     types = {ASSISTANT: Assistant, THREAD: Thread, MESSAGE: Message, RUN: Run, STEP: RunStep}
-    return TypeAdapter(types[kind])
+    check = TypeAdapter[Any](types[kind]).validator
+
+    def validate(found: dict[str, Any]) -> None:
+        try:
+            check.validate_python(found, strict=True)
+        except ValidationError as problem:
+            raise _unfit(
+                problem.errors(include_url=False, include_context=False, include_input=False)
+            ) from None
+
+    return validate
 
 
 def _unfit(errors: Sequence[Mapping[str, Any]]) -> Unfit:
     """The first thing that is wrong; of the forms that a field may have, in the one that its `type` says."""
-    others = {
-        each["loc"][:-1] for each in errors if each["type"] == "literal_error" and each["loc"][-1] == "type"
-    }
+    unlike = [each for each in errors if each["type"] == "literal_error" and each["loc"][-1] == "type"]
+    others = {each["loc"][:-1] for each in unlike}
     of_its_form = [each for each in errors if each["loc"][: _form(each["loc"])] not in others]
-    first = (of_its_form or errors)[0]
+    first = (of_its_form or unlike)[0]
     place = ".".join(str(part) for part in first["loc"] if not _is_form(part))
+    if not of_its_form:
+        return Unfit(place, "is missing, or not one of those that there are")
     if first["type"] == "missing":
         return Unfit(place, "is missing")
-    if not of_its_form:
-        return Unfit(place.removesuffix(".type") + ".type", "is missing, or not one of those that there are")
     return Unfit(place, first["msg"].replace("Input should be", "should be"))
 
 

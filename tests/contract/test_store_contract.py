@@ -1459,6 +1459,13 @@ async def test_runs_are_listed_newest_first_filtered_and_by_page(store: Store) -
     assert await store.runs(thread="t1") == []
 
 
+async def test_runs_are_listed_by_when_they_were_made_whatever_their_ids(store: Store) -> None:
+    for id, at in (("run_b", 1.0), ("run_c", 2.0), ("run_a", 3.0)):
+        await store.submit(new_run(work(), b"{}", at, id=id), "refuse")
+    assert [run.id for run in await store.runs()] == ["run_a", "run_c", "run_b"]
+    assert [run.id for run in await store.runs(before="run_a")] == ["run_c", "run_b"]
+
+
 async def test_the_journal_reads_in_the_order_of_completion_from_any_point(store: Store) -> None:
     run = await held_run(store)
     await open_row(store, run, "ask")

@@ -9,7 +9,17 @@ import pytest
 
 from dayjob import Run, job
 from dayjob.errors import ThreadBusy
-from dayjob.kept import AuditRecord, KeyRecord, MessageRecord, ObjectRecord, Page
+from dayjob.kept import (
+    Arrival,
+    AuditRecord,
+    Came,
+    KeyRecord,
+    MessageRecord,
+    ObjectRecord,
+    Page,
+    ThreadRecord,
+    step_kind,
+)
 from dayjob.run import new_run
 from dayjob.runs import Status
 from dayjob.stores import Answer, Store, open_store
@@ -154,3 +164,92 @@ async def test_answers_together_are_all_recorded_or_none(store: Store) -> None:
     assert not await store.answer_all(run.id, [Answer("a", None, b"1"), Answer("b", 1, b"2")])
     found = await store.get(run.id)
     assert found is not None and found.wakes == 0
+
+
+# --- what was made elsewhere -----------------------------------------------------------------------
+
+DETAILS = b'{"imported":{},"metadata":{}}'
+
+
+def was_said(id: str, at: float) -> Arrival:
+    return Arrival(MessageRecord(id, b'{"role":"user","content":"Hi"}', at, details=DETAILS), "t")
+
+
+def was_done(id: str, thread: str = "t", project: str = "p") -> Arrival:
+    run = new_run(work(), b"{}", 7.5, id=id, home=thread, thread=thread, project=project, details=DETAILS)
+    run.status, run.started, run.ended, run.reason, run.input_tokens = Status.FAILED, 8.0, 9.0, "so", 3
+    return Arrival(run, thread)
+
+
+def was_a_step(id: str, at: float, run: str = "run_1") -> Arrival:
+    return Arrival(ObjectRecord(step_kind(run), id, at, b"{}"), "t", run)
+
+
+THREAD = Arrival(ThreadRecord("t", "p", 2.0, b"{}"))
+ASSISTANT = Arrival(ObjectRecord("assistant", "asst_1", 1.0, b"{}"))
+
+
+async def came(store: Store, *arrivals: Arrival, project: str = "p") -> list[Came]:
+    return [each.came for each in await store.receive(project, arrivals)]
+
+
+async def test_what_was_made_elsewhere_is_there_as_it_came_and_once(store: Store) -> None:
+    arrivals = [ASSISTANT, THREAD, was_said("msg_1", 3.0), was_done("run_1"), was_a_step("step_1", 8.0)]
+    assert await came(store, *arrivals) == [Came.TAKEN] * 5
+    assert await store.object("p", "assistant", "asst_1") == ASSISTANT.record
+    assert await store.thread("t") == THREAD.record
+    assert await store.get("run_1") == arrivals[3].record
+    assert (await store.objects("t", step_kind("run_1"), Page())).rows == [arrivals[4].record]
+    again = await store.receive("p", arrivals)
+    assert [each.came for each in again] == [Came.THERE] * 5
+    assert [each.found for each in again[:2]] == [ASSISTANT.record, THREAD.record]
+    assert again[3].found == arrivals[3].record
+    assert (await store.sweep(3)).woken == 0
+    assert await store.get("run_1") == arrivals[3].record
+
+
+async def test_messages_from_elsewhere_stand_by_their_times_and_before_those_of_here(store: Store) -> None:
+    await came(store, THREAD, was_said("msg_2", 20.0), was_said("msg_4", 40.0))
+    await came(store, was_said("msg_1", 10.0), was_said("msg_3", 40.0), was_said("msg_4", 40.0))
+    assert await ids(store, Page(9, ascending=True)) == (["msg_1", "msg_2", "msg_3", "msg_4"], False)
+    await store.append_message("t", message(5))
+    assert await came(store, was_said("msg_4", 40.0), was_said("msg_6", 99.0)) == [Came.THERE, Came.WENT_ON]
+    assert (await ids(store, Page(2)))[0] == ["msg_5", "msg_4"]
+
+
+async def test_a_thread_whose_run_is_active_or_has_begun_here_takes_no_message_from_elsewhere(
+    store: Store,
+) -> None:
+    await came(store, THREAD, was_said("msg_1", 1.0))
+    run = await store.submit(new_run(work(), b"{}", 1.0, home="t", thread="t", project="p"), "refuse")
+    assert await came(store, was_said("msg_2", 2.0)) == [Came.WENT_ON]
+    await store.cancel(run.id, "stop")
+    assert await came(store, was_said("msg_2", 2.0), was_done("run_1")) == [Came.TAKEN] * 2
+
+
+async def test_what_belongs_to_another_project_or_to_nothing_is_not_taken(store: Store) -> None:
+    await came(store, THREAD, was_done("run_1"))
+    own = Arrival(ThreadRecord("mine", "q", 2.0, b"{}"))
+    clashing = Arrival(ThreadRecord("t", "q", 2.0, b"{}"))
+    assert await came(
+        store, own, clashing, was_said("msg_1", 1.0), was_done("run_1", "mine", "q"), was_done("run_2", "none", "q"),
+        was_a_step("step_1", 1.0), project="q",
+    ) == [Came.TAKEN, Came.CLASH, Came.NO_THREAD, Came.CLASH, Came.NO_THREAD, Came.NO_THREAD]  # fmt: skip
+    assert await came(store, was_a_step("step_1", 1.0, "run_none")) == [Came.NO_RUN]
+    made_here = await store.submit(new_run(work(), b"{}", 1.0, home="t", thread="t", project="p"), "refuse")
+    assert await came(store, was_a_step("step_1", 1.0, made_here.id)) == [Came.NO_RUN]
+
+
+async def test_a_thread_from_elsewhere_may_not_be_the_home_of_a_run_without_thread(store: Store) -> None:
+    run = await store.submit(new_run(work(), b"{}", 1.0, project="p"), "refuse")
+    assert await came(store, Arrival(ThreadRecord(run.id, "p", 1.0, b"{}"))) == [Came.CLASH]
+
+
+async def test_a_deleted_thread_takes_the_steps_of_its_runs_along_and_nothing_of_a_project(
+    store: Store,
+) -> None:
+    await came(store, THREAD, was_done("run_1"), was_a_step("step_1", 1.0))
+    await store.create_object("t", ObjectRecord("assistant", "asst_1", 1.0, b"{}"))
+    assert await store.delete_thread("t")
+    assert (await store.objects("t", step_kind("run_1"), Page())).rows == []
+    assert await store.object("t", "assistant", "asst_1") is not None

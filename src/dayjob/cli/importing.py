@@ -30,14 +30,16 @@ async def import_file(file: str, store: str, project: str) -> tuple[Report, floa
         kept = open_store(store)
         try:
             with _progress() as bar:
-                task = bar.add_task("reading", total=size)
+                task = bar.add_task("reading", total=size, lines=0)
 
                 def on_progress(phase: str, done: int) -> None:
                     if phase == "read":
                         bar.update(task, completed=raw.tell() if size else done, lines=done)
                     else:
-                        total = bar.tasks[0].fields["lines"]
-                        bar.update(task, description="keeping", total=total, completed=done)
+                        if bar.tasks[0].description != "keeping":
+                            lines = bar.tasks[0].fields["lines"]
+                            bar.update(task, description="keeping", total=lines, completed=0)
+                        bar.advance(task, done)
 
                 report = await import_lines(kept, lines, project, on_progress)
         finally:
