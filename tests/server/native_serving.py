@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
-import uvicorn
 
 from dayjob import Call, Dayjob, Run, job, tool
 from dayjob.app import PROJECT
+from dayjob.kept import KeyRecord
 from dayjob.models.scripted import Scripted
 from dayjob.server import Settings, create_server
-from dayjob.server.access import Caller
+from dayjob.server.access import hash_of
+from dayjob.server.listening import bound, listening, url_of
 
 OTHERS = "others"
 
@@ -128,45 +127,29 @@ async def native(
     url: str, model: Any = None, worker: bool = True, jobs: Iterable[Any] = JOBS
 ) -> AsyncIterator[Native]:
     model = model or Scripted(lambda request: "Hello there, good friend")
-    async with Dayjob(url, model=model, jobs=jobs, worker=worker) as app:
-        async with listening(app) as base:
-            key = {"authorization": f"Bearer {OTHERS}"}
-            async with (
-                httpx2.AsyncClient(base_url=base, timeout=20) as http,
-                httpx2.AsyncClient(base_url=base, timeout=20, headers=key) as others,
-            ):
-                yield Native(app, http, others)
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(Dayjob(url, model=model, jobs=jobs, worker=worker))
+        base = await stack.enter_async_context(serving(app))
+        clients = [
+            await stack.enter_async_context(
+                httpx2.AsyncClient(base_url=base, timeout=20, headers={"authorization": f"Bearer {project}"})
+            )
+            for project in (PROJECT, OTHERS)
+        ]
+        yield Native(app, *clients)
 
 
 @asynccontextmanager
-async def listening(app: Dayjob) -> AsyncIterator[str]:
-    server = WithCaller(create_server(app, Settings()))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            server, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=1
-        )
-        running = uvicorn.Server(config)
-        task = asyncio.create_task(running.serve(sockets=[listener]))
-        try:
-            while not running.started:
-                assert not task.done(), task
-                await asyncio.sleep(0.005)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            running.should_exit = True
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-
-class WithCaller:
-    """Says who asks, by the name of the project that stands in place of a key."""
-
-    def __init__(self, server: Any) -> None:
-        self.server = server
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        given = dict(scope.get("headers", ())).get(b"authorization", b"").decode()
-        project = given.removeprefix("Bearer ") or PROJECT
-        scope.setdefault("state", {})["caller"] = Caller(project, "admin", f"key_{project}")
-        await self.server(scope, receive, send)
+async def serving(app: Dayjob) -> AsyncIterator[str]:
+    """A server over the app, with a key for each of two projects: its secret is the project's name."""
+    known = {key.id for key in await app.store.api_keys()}
+    for project in (PROJECT, OTHERS):
+        key = KeyRecord(f"key_{project}", hash_of(project), project, project, "admin", project, 1.0)
+        if key.id not in known:
+            await app.store.add_key(key)
+    listener = bound("127.0.0.1", 0)
+    try:
+        async with listening(create_server(app, Settings()), listener):
+            yield url_of(listener)
+    finally:
+        listener.close()

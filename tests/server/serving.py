@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import uvicorn
 from openai import AsyncOpenAI, OpenAI
 
 from dayjob import Dayjob
@@ -20,8 +16,9 @@ from dayjob.app import PROJECT
 from dayjob.assistant import assistant_job
 from dayjob.models.scripted import Scripted
 from dayjob.server import Settings, create_server
-from dayjob.server.access import Caller, new_key
+from dayjob.server.access import new_key
 from dayjob.server.desk import Desk
+from dayjob.server.listening import bound, listening, url_of
 from dayjob.tools import Tool
 
 
@@ -32,25 +29,25 @@ class Serving:
     app: Dayjob
     model: Scripted
     url: str
+    secret: str
     client: AsyncOpenAI
     http: httpx2.AsyncClient
     desk: Desk
-    also: list[AsyncOpenAI] = field(default_factory=list)
+    stack: AsyncExitStack
 
     async def client_of(self, project: str) -> AsyncOpenAI:
         """A client with a key of its own, for another project."""
         secret, record = new_key(project, "member", "test", self.app.now())
         await self.app.store.add_key(record)
-        client = strict(self.url, secret)
-        self.also.append(client)
-        return client
+        self.desk.door.forget()
+        return await self.stack.enter_async_context(strict(self.url, secret))
 
 
-def strict(url: str, key: str = "anything") -> AsyncOpenAI:
+def strict(url: str, key: str) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=url, api_key=key, max_retries=0, _strict_response_validation=True)
 
 
-def strict_sync(url: str, key: str = "anything") -> OpenAI:
+def strict_sync(url: str, key: str) -> OpenAI:
     return OpenAI(base_url=url, api_key=key, max_retries=0, _strict_response_validation=True)
 
 
@@ -65,57 +62,21 @@ async def serving(
     **options: Any,
 ) -> AsyncIterator[Serving]:
     model = model or Scripted(reply)
-    async with Dayjob(
-        f"sqlite:///{folder / 'jobs.db'}", model=model, jobs=[assistant_job(tools)], worker=worker, **options
-    ) as app:
+    async with AsyncExitStack() as stack:
+        jobs = [assistant_job(tools)]
+        app = Dayjob(f"sqlite:///{folder / 'jobs.db'}", model=model, jobs=jobs, worker=worker, **options)
+        await stack.enter_async_context(app)
+        secret, record = new_key(PROJECT, "admin", "test", app.now())
+        await app.store.add_key(record)
         server = create_server(app, settings or Settings(files=folder / "files"))
-        async with listening(_WithCaller(server, server.state.desk.door)) as port:
-            url = f"http://127.0.0.1:{port}/v1"
-            async with httpx2.AsyncClient(base_url=url) as http, strict(url) as client:
-                here = Serving(app, model, url, client, http, server.state.desk)
-                try:
-                    yield here
-                finally:
-                    for each in here.also:
-                        await each.close()
-
-
-@asynccontextmanager
-async def listening(server: Any) -> AsyncIterator[int]:
-    """Serves on a free port of this machine."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            server, log_level="error", lifespan="on", ws="none", timeout_graceful_shutdown=1
-        )
-        running = uvicorn.Server(config)
-        task = asyncio.create_task(running.serve(sockets=[listener]))
-        try:
-            while not running.started:
-                assert not task.done(), task
-                await asyncio.sleep(0.005)
-            yield listener.getsockname()[1]
-        finally:
-            running.should_exit = True
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-
-class _WithCaller:
-    """Lets callers in where no middleware does."""
-
-    def __init__(self, server: Any, door: Any) -> None:
-        self._server, self._door = server, door
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and not self._server.user_middleware:
-            headers = dict(scope["headers"])
-            given = headers.get(b"authorization", b"").decode()
-            known: Caller = Caller(PROJECT, "admin", "anyone")
-            with contextlib.suppress(Exception):
-                known = await self._door.caller(given)
-            scope.setdefault("state", {})["caller"] = known
-        await self._server(scope, receive, send)
+        listener = bound("127.0.0.1", 0)
+        stack.callback(listener.close)
+        await stack.enter_async_context(listening(server, listener))
+        url = f"{url_of(listener)}/v1"
+        headers = {"authorization": f"Bearer {secret}"}
+        http = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, headers=headers, timeout=20))
+        client = await stack.enter_async_context(strict(url, secret))
+        yield Serving(app, model, url, secret, client, http, server.state.desk, stack)
 
 
 def function(name: str, **properties: Any) -> dict[str, Any]:

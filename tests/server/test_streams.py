@@ -300,7 +300,7 @@ async def test_outputs_may_be_handed_in_from_inside_a_handler(tmp_path: Path) ->
 
         def listen() -> None:
             with (
-                strict_sync(here.url) as client,
+                strict_sync(here.url, here.secret) as client,
                 client.beta.threads.runs.stream(
                     thread_id=on, assistant_id=who, event_handler=Nested(client, texts)
                 ) as stream,
