@@ -16,6 +16,7 @@ from starlette.responses import RedirectResponse
 from dayjob.app import Dayjob
 from dayjob.server import assistants, messages, run_steps, thread_runs, threads
 from dayjob.server.access import Door
+from dayjob.server.described import describe
 from dayjob.server.desk import Desk
 from dayjob.server.errors import answer_errors
 from dayjob.server.settings import Settings
@@ -34,6 +35,8 @@ def create_server(app: Dayjob, settings: Settings) -> FastAPI:
     server.include_router(threads.router, prefix="/v1")
     server.include_router(messages.router, prefix="/v1")
     server.include_router(run_steps.router, prefix="/v1")
+
+    describe(server)
 
     @server.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

@@ -23,6 +23,7 @@ from dayjob.server.bodies import (
     ToolOutput,
     ToolOutputs,
 )
+from dayjob.server.described import answers, answers_pages_of
 from dayjob.server.desk import AtDesk, Desk, submit_key_for
 from dayjob.server.errors import Refused
 from dayjob.server.threads import has_attachments, new_thread, records_of
@@ -47,7 +48,7 @@ OF_THREAD = "/{thread_id}/runs"
 OF_RUN = f"{OF_THREAD}/{{run_id}}"
 
 
-@router.post("/runs")
+@router.post("/runs", responses=answers("Run"))
 async def create_thread_and_run(
     request: Request, caller: Member, desk: AtDesk, body: NewThreadAndRun
 ) -> Response:
@@ -61,14 +62,14 @@ async def create_thread_and_run(
     return await _answer(desk, run, body.stream, not_offered(asked.tools, has_attachments(thread.messages)))
 
 
-@router.get(OF_THREAD)
+@router.get(OF_THREAD, responses=answers_pages_of("Run"))
 async def list_runs(caller: Member, desk: AtDesk, thread_id: str, page: PageAsked) -> JSON:
     await desk.thread_of(caller, thread_id)
     found = await desk.app.store.thread_runs(thread_id, page, JOB)
     return JSON(listed([await _body(desk, run) for run in found.rows], found.more))
 
 
-@router.post(OF_THREAD)
+@router.post(OF_THREAD, responses=answers("Run"))
 async def create_run(
     request: Request, caller: Member, desk: AtDesk, thread_id: str, body: NewRun
 ) -> Response:
@@ -81,7 +82,7 @@ async def create_run(
     return await _answer(desk, run, body.stream, not_offered(asked.tools, has_attachments(added)))
 
 
-@router.get(OF_RUN)
+@router.get(OF_RUN, responses=answers("Run"))
 async def retrieve_run(
     caller: Member,
     desk: AtDesk,
@@ -101,7 +102,7 @@ async def retrieve_run(
                 return JSON(body, headers={"openai-poll-after-ms": AGAIN_AT_ONCE_MS})
 
 
-@router.post(OF_RUN)
+@router.post(OF_RUN, responses=answers("Run"))
 async def modify_run(
     caller: Member, desk: AtDesk, thread_id: str, run_id: str, body: ChangedMetadata | None = None
 ) -> JSON:
@@ -112,7 +113,7 @@ async def modify_run(
     return JSON(await _body(desk, run))
 
 
-@router.post(f"{OF_RUN}/cancel")
+@router.post(f"{OF_RUN}/cancel", responses=answers("Run"))
 async def cancel_run(caller: Member, desk: AtDesk, thread_id: str, run_id: str) -> JSON:
     run = await desk.assistants_run_of(caller, thread_id, run_id)
     if not run.status.is_terminal:
@@ -122,7 +123,7 @@ async def cancel_run(caller: Member, desk: AtDesk, thread_id: str, run_id: str) 
     raise Refused(f"Cannot cancel run with status '{status_of(run, False)}'.")
 
 
-@router.post(f"{OF_RUN}/submit_tool_outputs")
+@router.post(f"{OF_RUN}/submit_tool_outputs", responses=answers("Run"))
 async def submit_tool_outputs(
     caller: Member, desk: AtDesk, thread_id: str, run_id: str, body: ToolOutputs
 ) -> Response:
@@ -132,11 +133,12 @@ async def submit_tool_outputs(
         run = await desk.assistants_run_of(caller, thread_id, run_id)
         steps = await desk.app.store.steps(run_id)
         required = calls_required(run, steps)
-        if _was_handed_in(desk, steps, body.tool_outputs):
-            return await _answer(desk, run, body.stream)
-        if not required:
-            status = status_of(run, False)
-            raise Refused(f'Runs in status "{status}" do not accept tool outputs.')
+        if not required or not _fit(required, body.tool_outputs):
+            if _was_handed_in(desk, steps, body.tool_outputs):
+                return await _answer(desk, run, body.stream)
+            if not required:
+                status = status_of(run, False)
+                raise Refused(f'Runs in status "{status}" do not accept tool outputs.')
         try:
             await desk.app.answer_all(run_id, _answers(required, body.tool_outputs), by=caller.who)
         except UnknownAction:  # another request was faster, or the time is up
@@ -205,8 +207,8 @@ async def _body(desk: Desk, run: RunRecord) -> dict[str, Any]:
 
 def _answers(required: list[ClientCall], outputs: list[ToolOutput]) -> dict[str, Any]:
     """By action: what was handed in for it. A model may give two calls the same id: they are matched in order."""
-    expected, got = [call.id for call in required], [output.tool_call_id for output in outputs]
-    if sorted(expected) != sorted(got):
+    if not _fit(required, outputs):
+        expected, got = [call.id for call in required], [output.tool_call_id for output in outputs]
         raise Refused(f"Expected tool outputs for call_ids {expected}, got {got}")
     left = list(outputs)
     answers = {}
@@ -217,10 +219,15 @@ def _answers(required: list[ClientCall], outputs: list[ToolOutput]) -> dict[str,
     return answers
 
 
+def _fit(calls: list[ClientCall], outputs: list[ToolOutput]) -> bool:
+    """Whether there is an output for each call, and no other."""
+    return sorted(call.id for call in calls) == sorted(output.tool_call_id for output in outputs)
+
+
 def _was_handed_in(desk: Desk, steps: list[StepRecord], outputs: list[ToolOutput]) -> bool:
     """Whether these very outputs were taken before, by a request whose answer may have got lost."""
     for calls in client_calls(steps):
-        if sorted(call.id for call in calls) != sorted(each.tool_call_id for each in outputs):
+        if not _fit(calls, outputs):
             continue
         answers = _answers(calls, outputs)
         if all(call.given == desk.app.redact(encode(answers[call.action])) for call in calls):
