@@ -154,3 +154,20 @@ async def test_answers_together_are_all_recorded_or_none(store: Store) -> None:
     assert not await store.answer_all(run.id, [Answer("a", None, b"1"), Answer("b", 1, b"2")])
     found = await store.get(run.id)
     assert found is not None and found.wakes == 0
+
+
+async def test_the_runs_of_a_thread_are_found_by_job_by_being_active_and_by_status(store: Store) -> None:
+    runs = [
+        await store.submit(new_run(work(), b"{}", float(n), home="t", thread="t"), "enqueue")
+        for n in range(3)
+    ]
+    ids = [run.id for run in runs]
+    assert await store.active_runs("t") == ids
+    assert [run.id for run in (await store.thread_runs("t", Page(), "work")).rows] == ids[::-1]
+    assert (await store.thread_runs("t", Page(), "other")).rows == []
+    await store.cancel(ids[0], "enough")
+    assert await store.active_runs("t") == ids[1:]
+    assert await store.statuses([ids[0], ids[1], "run_of_nobody"]) == {
+        ids[0]: Status.CANCELLED,
+        ids[1]: Status.QUEUED,
+    }

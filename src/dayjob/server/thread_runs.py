@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -118,7 +119,7 @@ async def cancel_run(caller: Member, desk: AtDesk, thread_id: str, run_id: str) 
     run = await desk.assistants_run_of(caller, thread_id, run_id)
     if not run.status.is_terminal:
         run = replace(run, status=await desk.app.cancel(run_id))
-        if run.status in (Status.CANCELLING, Status.CANCELLED):
+        if not run.status.is_terminal or run.status == Status.CANCELLED:
             return JSON(await _body(desk, await desk.assistants_run_of(caller, thread_id, run_id)))
     raise Refused(f"Cannot cancel run with status '{status_of(run, False)}'.")
 
@@ -129,7 +130,7 @@ async def submit_tool_outputs(
 ) -> Response:
     """Hands in what the client's tools gave, for all calls at once. Sent again, it changes nothing."""
     _check_stream(body.stream)
-    while True:
+    for _ in range(2):  # once more if another request was faster
         run = await desk.assistants_run_of(caller, thread_id, run_id)
         steps = await desk.app.store.steps(run_id)
         required = calls_required(run, steps)
@@ -137,13 +138,15 @@ async def submit_tool_outputs(
             if _was_handed_in(desk, steps, body.tool_outputs):
                 return await _answer(desk, run, body.stream)
             if not required:
-                status = status_of(run, False)
-                raise Refused(f'Runs in status "{status}" do not accept tool outputs.')
-        try:
+                raise _takes_none(status_of(run, False))
+        with contextlib.suppress(UnknownAction):
             await desk.app.answer_all(run_id, _answers(required, body.tool_outputs), by=caller.who)
-        except UnknownAction:  # another request was faster, or the time is up
-            continue
-        return await _answer(desk, replace(run, status=Status.QUEUED), body.stream)
+            return await _answer(desk, replace(run, status=Status.QUEUED), body.stream)
+    raise _takes_none(Status.EXPIRED)  # nobody was: the time of the calls is up, and the run's end near
+
+
+def _takes_none(status: str) -> Refused:
+    return Refused(f'Runs in status "{status}" do not accept tool outputs.')
 
 
 # --- how a run is made -----------------------------------------------------------------------------
