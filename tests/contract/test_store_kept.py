@@ -253,3 +253,20 @@ async def test_a_deleted_thread_takes_the_steps_of_its_runs_along_and_nothing_of
     assert await store.delete_thread("t")
     assert (await store.objects("t", step_kind("run_1"), Page())).rows == []
     assert await store.object("t", "assistant", "asst_1") is not None
+
+
+async def test_the_runs_of_a_thread_are_found_by_job_by_being_active_and_by_status(store: Store) -> None:
+    runs = [
+        await store.submit(new_run(work(), b"{}", float(n), home="t", thread="t"), "enqueue")
+        for n in range(3)
+    ]
+    ids = [run.id for run in runs]
+    assert await store.active_runs("t") == ids
+    assert [run.id for run in (await store.thread_runs("t", Page(), "work")).rows] == ids[::-1]
+    assert (await store.thread_runs("t", Page(), "other")).rows == []
+    await store.cancel(ids[0], "enough")
+    assert await store.active_runs("t") == ids[1:]
+    assert await store.statuses([ids[0], ids[1], "run_of_nobody"]) == {
+        ids[0]: Status.CANCELLED,
+        ids[1]: Status.QUEUED,
+    }

@@ -33,6 +33,7 @@ from dayjob.server import (
 )
 from dayjob.server.access import Door
 from dayjob.server.audit import Audit
+from dayjob.server.described import describe
 from dayjob.server.desk import Desk
 from dayjob.server.errors import answer_errors
 from dayjob.server.middleware import Frame, Gate, Streams
@@ -75,6 +76,8 @@ def create_server(app: Dayjob, settings: Settings) -> FastAPI:
     server.include_router(administration.router)
     server.include_router(health.router)
     server.include_router(native.router)
+
+    describe(server)
 
     @server.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

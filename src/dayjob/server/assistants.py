@@ -11,6 +11,7 @@ from dayjob.kept import ObjectRecord
 from dayjob.server.access import Member
 from dayjob.server.answers import JSON, PageAsked, page_body
 from dayjob.server.bodies import ChangedAssistant, NewAssistant
+from dayjob.server.described import answers, answers_pages_of
 from dayjob.server.desk import AtDesk, id_for
 from dayjob.server.errors import not_found
 from dayjob.server.wire import assistant_object, not_offered
@@ -20,23 +21,23 @@ KIND = "assistant"
 router = APIRouter(prefix="/assistants", tags=["Assistants"])
 
 
-@router.get("")
+@router.get("", responses=answers_pages_of("Assistant"))
 async def list_assistants(caller: Member, desk: AtDesk, page: PageAsked) -> JSON:
     return JSON(page_body(await desk.app.store.objects(caller.project, KIND, page), assistant_object))
 
 
-@router.post("")
+@router.post("", responses=answers("Assistant"))
 async def create_assistant(request: Request, caller: Member, desk: AtDesk, body: NewAssistant) -> JSON:
     made = ObjectRecord(KIND, id_for("asst", caller, request), desk.app.now(), encode(body.given))
     return _answer(await desk.app.store.create_object(caller.project, made))
 
 
-@router.get("/{assistant_id}")
+@router.get("/{assistant_id}", responses=answers("Assistant"))
 async def retrieve_assistant(caller: Member, desk: AtDesk, assistant_id: str) -> JSON:
     return _answer(await desk.object_of(caller, KIND, assistant_id))
 
 
-@router.post("/{assistant_id}")
+@router.post("/{assistant_id}", responses=answers("Assistant"))
 async def modify_assistant(
     caller: Member, desk: AtDesk, assistant_id: str, body: ChangedAssistant | None = None
 ) -> JSON:
@@ -52,7 +53,7 @@ async def modify_assistant(
     return _answer(ObjectRecord(KIND, found.id, found.created, changed))
 
 
-@router.delete("/{assistant_id}")
+@router.delete("/{assistant_id}", responses=answers("AssistantDeleted"))
 async def delete_assistant(caller: Member, desk: AtDesk, assistant_id: str) -> JSON:
     """Deletes an assistant. Its threads stay, and so do its runs, which go on."""
     if not await desk.app.store.delete_object(caller.project, KIND, assistant_id):

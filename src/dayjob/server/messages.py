@@ -11,6 +11,7 @@ from dayjob.kept import MessageRecord
 from dayjob.server.access import Member
 from dayjob.server.answers import JSON, PageAsked, listed
 from dayjob.server.bodies import ChangedMetadata, NewMessage
+from dayjob.server.described import answers, answers_pages_of
 from dayjob.server.desk import AtDesk, Desk
 from dayjob.server.errors import Refused, not_found
 from dayjob.server.threads import has_attachments, records_of
@@ -20,7 +21,7 @@ from dayjob.values import encode
 router = APIRouter(prefix="/threads/{thread_id}/messages", tags=["Messages"])
 
 
-@router.get("")
+@router.get("", responses=answers_pages_of("Message"))
 async def list_messages(
     caller: Member, desk: AtDesk, thread_id: str, page: PageAsked, run_id: str | None = None
 ) -> JSON:
@@ -29,7 +30,7 @@ async def list_messages(
     return JSON(listed([await _object(desk, thread_id, row) for row in found.rows], found.more))
 
 
-@router.post("")
+@router.post("", responses=answers("Message"))
 async def create_message(
     request: Request, caller: Member, desk: AtDesk, thread_id: str, body: NewMessage
 ) -> JSON:
@@ -42,12 +43,12 @@ async def create_message(
     return JSON(message_object(made, thread_id, None), headers=not_offered(attached=has_attachments([body])))
 
 
-@router.get("/{message_id}")
+@router.get("/{message_id}", responses=answers("Message"))
 async def retrieve_message(caller: Member, desk: AtDesk, thread_id: str, message_id: str) -> JSON:
     return JSON(await _object(desk, thread_id, await desk.message_of(caller, thread_id, message_id)))
 
 
-@router.post("/{message_id}")
+@router.post("/{message_id}", responses=answers("Message"))
 async def modify_message(
     caller: Member, desk: AtDesk, thread_id: str, message_id: str, body: ChangedMetadata | None = None
 ) -> JSON:
@@ -58,7 +59,7 @@ async def modify_message(
     return JSON(await _object(desk, thread_id, found))
 
 
-@router.delete("/{message_id}")
+@router.delete("/{message_id}", responses=answers("MessageDeleted"))
 async def delete_message(caller: Member, desk: AtDesk, thread_id: str, message_id: str) -> JSON:
     await desk.message_of(caller, thread_id, message_id)
     try:

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 
 from dayjob.server.access import Caller, Member
 from dayjob.server.answers import JSON, PageAsked, page_of
+from dayjob.server.described import answers, answers_pages_of
 from dayjob.server.desk import AtDesk, Desk
 from dayjob.server.errors import not_found
 from dayjob.server.wire import step_objects
@@ -15,12 +16,12 @@ from dayjob.server.wire import step_objects
 router = APIRouter(prefix="/threads/{thread_id}/runs/{run_id}/steps", tags=["Run steps"])
 
 
-@router.get("")
+@router.get("", responses=answers_pages_of("RunStep"))
 async def list_steps(caller: Member, desk: AtDesk, thread_id: str, run_id: str, page: PageAsked) -> JSON:
     return JSON(page_of(await _steps(desk, caller, thread_id, run_id), page))
 
 
-@router.get("/{step_id}")
+@router.get("/{step_id}", responses=answers("RunStep"))
 async def retrieve_step(caller: Member, desk: AtDesk, thread_id: str, run_id: str, step_id: str) -> JSON:
     for step in await _steps(desk, caller, thread_id, run_id):
         if step["id"] == step_id:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from dayjob.server.bodies import (
     ToolOutput,
     ToolOutputs,
 )
+from dayjob.server.described import answers, answers_pages_of
 from dayjob.server.desk import AtDesk, Desk, submit_key_for
 from dayjob.server.errors import Refused
 from dayjob.server.sse import EventStream
@@ -50,7 +52,7 @@ OF_THREAD = "/{thread_id}/runs"
 OF_RUN = f"{OF_THREAD}/{{run_id}}"
 
 
-@router.post("/runs")
+@router.post("/runs", responses=answers("Run"))
 async def create_thread_and_run(
     request: Request, caller: Member, desk: AtDesk, body: NewThreadAndRun
 ) -> Response:
@@ -65,14 +67,14 @@ async def create_thread_and_run(
     return await _answer(desk, run, body.stream, headers, thread=made)
 
 
-@router.get(OF_THREAD)
+@router.get(OF_THREAD, responses=answers_pages_of("Run"))
 async def list_runs(caller: Member, desk: AtDesk, thread_id: str, page: PageAsked) -> JSON:
     await desk.thread_of(caller, thread_id)
     found = await desk.app.store.thread_runs(thread_id, page, JOB)
     return JSON(listed([await _body(desk, run) for run in found.rows], found.more))
 
 
-@router.post(OF_THREAD)
+@router.post(OF_THREAD, responses=answers("Run"))
 async def create_run(
     request: Request, caller: Member, desk: AtDesk, thread_id: str, body: NewRun
 ) -> Response:
@@ -85,7 +87,7 @@ async def create_run(
     return await _answer(desk, run, body.stream, not_offered(asked.tools, has_attachments(added)))
 
 
-@router.get(OF_RUN)
+@router.get(OF_RUN, responses=answers("Run"))
 async def retrieve_run(
     caller: Member,
     desk: AtDesk,
@@ -119,7 +121,7 @@ async def stream_run(
     return EventStream(events_of(desk, run, last_event_id))
 
 
-@router.post(OF_RUN)
+@router.post(OF_RUN, responses=answers("Run"))
 async def modify_run(
     caller: Member, desk: AtDesk, thread_id: str, run_id: str, body: ChangedMetadata | None = None
 ) -> JSON:
@@ -130,36 +132,39 @@ async def modify_run(
     return JSON(await _body(desk, run))
 
 
-@router.post(f"{OF_RUN}/cancel")
+@router.post(f"{OF_RUN}/cancel", responses=answers("Run"))
 async def cancel_run(caller: Member, desk: AtDesk, thread_id: str, run_id: str) -> JSON:
     run = await desk.assistants_run_of(caller, thread_id, run_id)
     if not run.status.is_terminal:
         run = replace(run, status=await desk.app.cancel(run_id))
-        if run.status in (Status.CANCELLING, Status.CANCELLED):
+        if not run.status.is_terminal or run.status == Status.CANCELLED:
             return JSON(await _body(desk, await desk.assistants_run_of(caller, thread_id, run_id)))
     raise Refused(f"Cannot cancel run with status '{status_of(run, False)}'.")
 
 
-@router.post(f"{OF_RUN}/submit_tool_outputs")
+@router.post(f"{OF_RUN}/submit_tool_outputs", responses=answers("Run"))
 async def submit_tool_outputs(
     caller: Member, desk: AtDesk, thread_id: str, run_id: str, body: ToolOutputs
 ) -> Response:
     """Hands in what the client's tools gave, for all calls at once. Sent again, it changes nothing."""
-    while True:
+    for _ in range(2):  # once more if another request was faster
         run = await desk.assistants_run_of(caller, thread_id, run_id)
         steps = await desk.app.store.steps(run_id)
         required = calls_required(run, steps)
         after = f"{position_at(max((row.seq or 0 for row in steps), default=0), 'requires_action')}~0"
-        if _was_handed_in(desk, steps, body.tool_outputs):
-            return await _answer(desk, run, body.stream, after=after)
-        if not required:
-            status = status_of(run, False)
-            raise Refused(f'Runs in status "{status}" do not accept tool outputs.')
-        try:
+        if not required or not _fit(required, body.tool_outputs):
+            if _was_handed_in(desk, steps, body.tool_outputs):
+                return await _answer(desk, run, body.stream, after=after)
+            if not required:
+                raise _takes_none(status_of(run, False))
+        with contextlib.suppress(UnknownAction):
             await desk.app.answer_all(run_id, _answers(required, body.tool_outputs), by=caller.who)
-        except UnknownAction:  # another request was faster, or the time is up
-            continue
-        return await _answer(desk, replace(run, status=Status.QUEUED), body.stream, after=after)
+            return await _answer(desk, replace(run, status=Status.QUEUED), body.stream, after=after)
+    raise _takes_none(Status.EXPIRED)  # nobody was: the time of the calls is up, and the run's end near
+
+
+def _takes_none(status: str) -> Refused:
+    return Refused(f'Runs in status "{status}" do not accept tool outputs.')
 
 
 # --- how a run is made -----------------------------------------------------------------------------
@@ -225,8 +230,8 @@ async def _body(desk: Desk, run: RunRecord) -> dict[str, Any]:
 
 def _answers(required: list[ClientCall], outputs: list[ToolOutput]) -> dict[str, Any]:
     """By action: what was handed in for it. A model may give two calls the same id: they are matched in order."""
-    expected, got = [call.id for call in required], [output.tool_call_id for output in outputs]
-    if sorted(expected) != sorted(got):
+    if not _fit(required, outputs):
+        expected, got = [call.id for call in required], [output.tool_call_id for output in outputs]
         raise Refused(f"Expected tool outputs for call_ids {expected}, got {got}")
     left = list(outputs)
     answers = {}
@@ -237,10 +242,15 @@ def _answers(required: list[ClientCall], outputs: list[ToolOutput]) -> dict[str,
     return answers
 
 
+def _fit(calls: list[ClientCall], outputs: list[ToolOutput]) -> bool:
+    """Whether there is an output for each call, and no other."""
+    return sorted(call.id for call in calls) == sorted(output.tool_call_id for output in outputs)
+
+
 def _was_handed_in(desk: Desk, steps: list[StepRecord], outputs: list[ToolOutput]) -> bool:
     """Whether these very outputs were taken before, by a request whose answer may have got lost."""
     for calls in client_calls(steps):
-        if sorted(call.id for call in calls) != sorted(each.tool_call_id for each in outputs):
+        if not _fit(calls, outputs):
             continue
         answers = _answers(calls, outputs)
         if all(call.given == desk.app.redact(encode(answers[call.action])) for call in calls):

@@ -11,6 +11,7 @@ from dayjob.kept import MessageRecord, ThreadRecord
 from dayjob.server.access import Caller, Member
 from dayjob.server.answers import JSON, PageAsked, page_body
 from dayjob.server.bodies import ChangedThread, NewMessage, NewThread
+from dayjob.server.described import answers, answers_pages_of
 from dayjob.server.desk import AtDesk, Desk, id_for
 from dayjob.server.errors import not_found
 from dayjob.server.wire import details_of, not_offered, thread_object
@@ -21,13 +22,13 @@ STOP_SECONDS = 5.0
 router = APIRouter(prefix="/threads", tags=["Threads"])
 
 
-@router.get("")
+@router.get("", responses=answers_pages_of("Thread"))
 async def list_threads(caller: Member, desk: AtDesk, page: PageAsked) -> JSON:
     """All threads. The Assistants API had no such call for API keys."""
     return JSON(page_body(await desk.app.store.threads(caller.project, page), thread_object))
 
 
-@router.post("")
+@router.post("", responses=answers("Thread"))
 async def create_thread(
     request: Request, caller: Member, desk: AtDesk, body: NewThread | None = None
 ) -> JSON:
@@ -37,12 +38,12 @@ async def create_thread(
     )
 
 
-@router.get("/{thread_id}")
+@router.get("/{thread_id}", responses=answers("Thread"))
 async def retrieve_thread(caller: Member, desk: AtDesk, thread_id: str) -> JSON:
     return JSON(thread_object(await desk.thread_of(caller, thread_id)))
 
 
-@router.post("/{thread_id}")
+@router.post("/{thread_id}", responses=answers("Thread"))
 async def modify_thread(
     caller: Member, desk: AtDesk, thread_id: str, body: ChangedThread | None = None
 ) -> JSON:
@@ -52,7 +53,7 @@ async def modify_thread(
     return JSON(thread_object(ThreadRecord(found.id, found.project, found.created, details)))
 
 
-@router.delete("/{thread_id}")
+@router.delete("/{thread_id}", responses=answers("ThreadDeleted"))
 async def delete_thread(caller: Member, desk: AtDesk, thread_id: str) -> JSON:
     """Deletes a thread with all that was said and done in it; a run that is active is cancelled first."""
     await desk.thread_of(caller, thread_id)

@@ -41,6 +41,16 @@ AND (instr(steps.key, '/') = 0 OR NOT EXISTS (
        AND above.outcome IN ('value', 'error', 'cancelled') AND above.epoch >= steps.epoch
        AND substr(steps.key, 1, length(above.key) + 1) = above.key || '/'))
 """
+# A run's row "messages" is the place up to which it heard its thread.
+_IN_ORDER = """
+WITH ordered AS (
+    SELECT n, said.id, said.message, said.said, coalesce(CAST(steps.value AS INTEGER), n) AS heard,
+           steps.value IS NOT NULL AS answers
+      FROM thread_messages AS said LEFT JOIN steps ON steps.home = said.home AND steps.run = said.run
+       AND steps.key = 'messages' AND steps.kind = 'value' AND steps.outcome = 'value'
+     WHERE said.home = :thread AND said.thread = :thread AND n <= :up_to)
+"""
+_PLACE = "heard, answers, n"
 _SUMMARY_FIELDS = (
     "job", "runs", "active", "completed", "failed", "cancelled", "expired", "incomplete", "succeeded", "judged",
     "dollars", "input_tokens", "output_tokens", "seconds",
@@ -399,19 +409,24 @@ class SQLiteReads:
     async def thread_messages(
         self, thread: str, up_to: int | None = None, last: int | None = None
     ) -> list[tuple[int, str, bytes]]:
-        """(n, id, message) in order, from the `last` on that people read."""
+        """(n, id, message) in order, from the `last` on that people read.
+
+        What came while a run was active, which it did not hear, stands behind all that the run said.
+        """
 
         def query(connection: sqlite3.Connection) -> list[tuple[int, str, bytes]]:
             values = {"thread": thread, "up_to": 2**62 if up_to is None else up_to, "skip": (last or 1) - 1}
-            of_thread = "FROM thread_messages WHERE home = :thread AND thread = :thread AND n <= :up_to"
             first = None
             if last is not None:
                 first = connection.execute(
-                    f"SELECT n {of_thread} AND said = 1 ORDER BY n DESC LIMIT 1 OFFSET :skip", values
+                    f"{_IN_ORDER} SELECT {_PLACE} FROM ordered WHERE said = 1 "
+                    "ORDER BY heard DESC, answers DESC, n DESC LIMIT 1 OFFSET :skip",
+                    values,
                 ).fetchone()
             return connection.execute(
-                f"SELECT n, id, message {of_thread} AND n >= :first ORDER BY n",
-                {**values, "first": 0 if first is None else first[0]},
+                f"{_IN_ORDER} SELECT n, id, message FROM ordered WHERE ({_PLACE}) >= (:heard, :answers, :n) "
+                f"ORDER BY {_PLACE}",
+                {**values, **dict(zip(("heard", "answers", "n"), first or (0, 0, 0), strict=True))},
             ).fetchall()
 
         return await self._read(query)
