@@ -46,6 +46,10 @@ class Dictated:
             self.words.put_nowait(word)
 
 
+class Silence:
+    pieces = ()
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/runs.db"
@@ -112,6 +116,7 @@ async def test_who_leaves_and_comes_back_hears_the_rest_and_nothing_twice(
 ) -> None:
     run = await here.run("greet", name="Ann")
     model.say("Hello ")
+    await until(lambda: here.app.events.speeches.get(run, {}).get("model", Silence).pieces)
     one = await first(here, run, 3)
     assert [event.name for event in one] == ["run.status", "step.started", "step.text"]
     model.say("there")
@@ -140,7 +145,12 @@ async def test_who_saw_the_end_is_told_not_to_come_back(here: Native) -> None:
 
 async def test_an_action_is_told_once(here: Native) -> None:
     run = await here.run("inquire")
-    one = await first(here, run, 3)
+
+    async def is_asked() -> bool:
+        return (await here.app.get(run)).status == "requires_action"
+
+    await until(is_asked)
+    one = await first(here, run, 2)
     actions = [event.data["action"]["id"] for event in one if event.name == "action.required"]
     assert actions == ["ask"]
     following = asyncio.create_task(here.events(run, headers={"last-event-id": last_id(one)}))
