@@ -49,6 +49,8 @@ MOST_ID = 256
 MOST_PAIRS, MOST_KEY, MOST_VALUE = 16, 64, 512
 LAST_SECOND = 253_402_300_799
 """The end of the year 9999: no calendar here knows a later time."""
+_ROW_BYTES = 700
+"""About what a row takes in memory, without what is stored of it."""
 SORTED_BYTES = 64 * 1024 * 1024
 TOGETHER = 100
 PART_OF_SECOND = 1e-6
@@ -461,8 +463,11 @@ _ROWS: dict[str, Callable[[dict[str, Any], int, list[tuple[str, str]]], Row]] = 
 
 
 def _json(value: Any) -> bytes:
-    """Equal values give equal bytes."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    """Equal values give equal bytes.
+
+    A copy: what orjson returns holds on to the whole buffer that it was written in, which is several times as large.
+    """
+    return bytes(memoryview(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)))
 
 
 class _Placed(NamedTuple):
@@ -597,7 +602,7 @@ class Sorter:
 
     def add(self, row: Row) -> None:
         self._rows.append(row)
-        self._bytes += 300 + sum(len(each) for each in row[3] if isinstance(each, bytes))
+        self._bytes += _ROW_BYTES + sum(len(each) for each in row[3] if isinstance(each, bytes))
         if self._bytes > self._most:
             self._spill()
 
