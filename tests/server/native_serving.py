@@ -124,12 +124,12 @@ async def events_in(lines: AsyncIterator[str]) -> AsyncIterator[Event]:
 
 @asynccontextmanager
 async def native(
-    url: str, model: Any = None, worker: bool = True, jobs: Iterable[Any] = JOBS
+    url: str, model: Any = None, worker: bool = True, jobs: Iterable[Any] = JOBS, **settings: Any
 ) -> AsyncIterator[Native]:
     model = model or Scripted(lambda request: "Hello there, good friend")
     async with AsyncExitStack() as stack:
         app = await stack.enter_async_context(Dayjob(url, model=model, jobs=jobs, worker=worker))
-        base = await stack.enter_async_context(serving(app))
+        base = await stack.enter_async_context(serving(app, **settings))
         clients = [
             await stack.enter_async_context(
                 httpx2.AsyncClient(base_url=base, timeout=20, headers={"authorization": f"Bearer {project}"})
@@ -140,7 +140,7 @@ async def native(
 
 
 @asynccontextmanager
-async def serving(app: Dayjob) -> AsyncIterator[str]:
+async def serving(app: Dayjob, **settings: Any) -> AsyncIterator[str]:
     """A server over the app, with a key for each of two projects: its secret is the project's name."""
     known = {key.id for key in await app.store.api_keys()}
     for project in (PROJECT, OTHERS):
@@ -149,7 +149,7 @@ async def serving(app: Dayjob) -> AsyncIterator[str]:
             await app.store.add_key(key)
     listener = bound("127.0.0.1", 0)
     try:
-        async with listening(create_server(app, Settings()), listener):
+        async with listening(create_server(app, Settings(**settings)), listener):
             yield url_of(listener)
     finally:
         listener.close()

@@ -229,7 +229,7 @@ async def test_a_run_of_another_process_is_followed_over_the_death_of_both(url: 
             """
             import asyncio, sys
             from dayjob import Dayjob, Run, job
-            from tests.server.native_serving import listening
+            from tests.server.native_serving import serving
 
             @job(version="1")
             async def slow(run: Run, steps: int) -> int:
@@ -238,7 +238,7 @@ async def test_a_run_of_another_process_is_followed_over_the_death_of_both(url: 
                 return steps
 
             async def main():
-                async with Dayjob(sys.argv[1], jobs=[slow]) as app, listening(app) as base:
+                async with Dayjob(sys.argv[1], jobs=[slow]) as app, serving(app) as base:
                     print(base, flush=True)
                     await asyncio.Event().wait()
 

@@ -9,39 +9,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 
 import orjson
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from dayjob.app import RunEvent
-from dayjob.documents import event_fields
 from dayjob.errors import DayjobError
 
-HEARTBEAT_SECONDS = 15.0
-STALLED_SECONDS = 30.0
-"""So long a client may leave what it was sent lying."""
 HEARTBEAT = b": still here\n\n"
+"""A comment: clients read the data of every event as JSON."""
 logger = logging.getLogger("dayjob.server")
 
 
-def sent(event: RunEvent) -> bytes:
+def frame(name: str, data: Mapping[str, Any], id: str | None = None) -> bytes:
     """An event, as it goes over the wire."""
-    data = orjson.dumps(event_fields(event.data), default=str, option=orjson.OPT_NON_STR_KEYS)
-    id = b"" if event.id is None else b"id: %b\n" % event.id.encode()
-    return b"%bevent: %b\ndata: %b\n\n" % (id, event.name.encode(), data)
+    told = orjson.dumps(data, default=str, option=orjson.OPT_NON_STR_KEYS)
+    head = b"" if id is None else b"id: %b\n" % id.encode()
+    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), told)
 
 
 class EventStream(Response):
-    """Answers with what a generator gives, until it ends or the client is gone; closes it in any case."""
+    """Answers with what a generator gives, until it ends or the client is gone; closes it in any case.
+
+    A client that leaves what it was sent lying for `stalled_seconds` counts as gone.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        stalled_seconds: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._chunks = chunks
+        self._stalled_seconds = stalled_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writing = asyncio.create_task(self._write(send))
@@ -61,7 +67,7 @@ class EventStream(Response):
         with contextlib.suppress(TimeoutError):
             try:
                 async for chunk in self._chunks:
-                    async with asyncio.timeout(STALLED_SECONDS):
+                    async with asyncio.timeout(self._stalled_seconds):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
             except DayjobError as problem:  # the client comes back, and is told by then
                 logger.warning("a stream broke off: %s", problem)

@@ -19,7 +19,7 @@ from dayjob.server.access import Caller, Member
 from dayjob.server.answers import JSON, page_body
 from dayjob.server.desk import AtDesk, Desk
 from dayjob.server.errors import ErrorBody, Refused, not_found
-from dayjob.server.events import HEARTBEAT, HEARTBEAT_SECONDS, EventStream, sent
+from dayjob.server.events import HEARTBEAT, EventStream, frame
 from dayjob.server.native_bodies import (
     ACTION_EXAMPLE,
     JOB_EXAMPLE,
@@ -272,19 +272,19 @@ async def follow_run(
     is sent twice.
     """
     record = await desk.run_of(caller, run)
-    happenings = desk.app.streams.follow(run, last_event_id or after, quiet_seconds=HEARTBEAT_SECONDS)
+    happenings = desk.app.streams.follow(run, last_event_id or after, quiet_seconds=desk.settings.heartbeat_seconds)
     if record.status.is_terminal:
         async with aclosing(desk.app.streams.follow(run, last_event_id or after)) as rest:
             if await anext(rest, None) is None:
                 return Response(status_code=204)
-    return EventStream(_chunks(run, happenings))
+    return EventStream(_chunks(run, happenings), desk.settings.stalled_seconds)
 
 
 async def _chunks(run: str, happenings: AsyncGenerator[Happening, None]) -> AsyncGenerator[bytes, None]:
     async with aclosing(happenings):
         async for happening in happenings:
             event = event_of(run, happening)
-            yield HEARTBEAT if event is None else sent(event)
+            yield HEARTBEAT if event is None else frame(event.name, event_fields(event.data), event.id)
 
 
 # --- actions ---------------------------------------------------------------------------------------

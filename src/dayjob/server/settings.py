@@ -21,6 +21,8 @@ class Settings:
     files               the folder of uploaded files
     max_body_bytes      of a request that is no upload
     max_upload_bytes    of an uploaded file
+    heartbeat_seconds   between the signs of life of a stream that has nothing to say
+    stalled_seconds     for which a client may leave what a stream sent it lying; then it has to come back
     body_seconds        in which a body has to arrive, and a second more for each 16 KB of it
     origins             the web pages that may call it (CORS)
     on_loopback         it is reached from this machine only, so that it may be open while no key exists
@@ -34,5 +36,7 @@ class Settings:
     max_body_bytes: int = 16 * MEGABYTE
     max_upload_bytes: int = 512 * MEGABYTE
     body_seconds: float = 30.0
+    heartbeat_seconds: float = 15.0
+    stalled_seconds: float = 30.0
     origins: tuple[str, ...] = ()
     on_loopback: bool = True

@@ -21,7 +21,7 @@ from dayjob.keys import message_id
 from dayjob.replies import CUT_OFF
 from dayjob.runs import Kind, Outcome, RunRecord, Status, StepRecord
 from dayjob.server.desk import Desk
-from dayjob.server.sse import frame
+from dayjob.server.events import HEARTBEAT, frame
 from dayjob.server.wire import (
     calls_begun,
     calls_of,
@@ -35,7 +35,7 @@ from dayjob.server.wire import (
     status_of,
     thread_object,
 )
-from dayjob.stream import Finished, Happening, StatusChanged, Text, place_of
+from dayjob.stream import Finished, Happening, Quiet, StatusChanged, Text, place_of
 
 Event = tuple[str, dict[str, Any]]
 BEGINNING = "0"
@@ -59,8 +59,12 @@ async def events_of(
             if number > skip:
                 yield frame(*event, f"-{number}")
         skip = 0
-    async with aclosing(desk.app.streams.follow(run.id, position)) as happenings:
+    quiet = desk.settings.heartbeat_seconds
+    async with aclosing(desk.app.streams.follow(run.id, position, quiet_seconds=quiet)) as happenings:
         async for happening in happenings:
+            if isinstance(happening, Quiet):
+                yield HEARTBEAT
+                continue
             steps = await desk.app.store.steps(run.id) if events.needs_steps(happening) else []
             before, position = position, getattr(happening, "position", position)
             follow = list(events.of(happening, steps))

@@ -27,7 +27,7 @@ from dayjob.server.bodies import (
 from dayjob.server.described import answers, answers_pages_of
 from dayjob.server.desk import AtDesk, Desk, submit_key_for
 from dayjob.server.errors import Refused
-from dayjob.server.sse import EventStream
+from dayjob.server.events import EventStream
 from dayjob.server.streams import events_of, parsed
 from dayjob.server.threads import has_attachments, new_thread, records_of
 from dayjob.server.wire import (
@@ -118,7 +118,7 @@ async def stream_run(
     """The stream of a run from its beginning, or after the event that the client saw last."""
     run = await desk.assistants_run_of(caller, thread_id, run_id)
     parsed(last_event_id)
-    return EventStream(events_of(desk, run, last_event_id))
+    return EventStream(events_of(desk, run, last_event_id), desk.settings.stalled_seconds)
 
 
 @router.post(OF_RUN, responses=answers("Run"))
@@ -216,7 +216,7 @@ async def _answer(
 ) -> Response:
     """The answer to what sets a run going."""
     if stream:
-        return EventStream(events_of(desk, run, after, thread), headers)
+        return EventStream(events_of(desk, run, after, thread), desk.settings.stalled_seconds, headers)
     return JSON(await _body(desk, run), headers=headers)
 
 
