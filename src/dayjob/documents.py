@@ -15,7 +15,7 @@ from dayjob.runs import Action, Kind, Outcome, RunRecord, StepRecord
 
 _RUN = (
     "id", "job", "status", "reason", "created", "started", "ended", "attempts", "queue", "priority",
-    "source", "version", "thread", "parent", "next_run", "dollars",
+    "source", "version", "thread", "parent", "next_run", "dollars", "expires",
 )  # fmt: skip
 _STEP = (
     "key", "name", "kind", "outcome", "attempt", "seq", "started", "ended", "due", "child", "model",
