@@ -17,7 +17,7 @@ RUN = "run_06bq3x0k8d4m2r7v9tza1ce"
 RUN_EXAMPLE: dict[str, Any] = {
     "id": RUN, "job": "support", "status": "requires_action", "reason": None, "created": 1767225600.0,
     "started": 1767225600.1, "ended": None, "attempts": 0, "queue": "default", "priority": 0, "source": None,
-    "version": "3f9c2e1a7b6d5048", "thread": None, "parent": None, "next_run": None, "dollars": 0.0021,
+    "version": "3f9c2e1a7b6d5048", "thread": None, "parent": None, "next_run": None, "dollars": 0.0021, "expires": None,
     "tags": ["vip"], "progress": {"done": 1, "total": 3}, "verdict": None,
     "usage": {"input_tokens": 812, "output_tokens": 64},
 }  # fmt: skip
@@ -170,6 +170,7 @@ class RunBody(Given):
     parent: str | None
     next_run: str | None
     dollars: float | None
+    expires: float | None
     tags: list[str]
     progress: dict[str, float | None] | None
     verdict: dict[str, Any] | None
