@@ -18,9 +18,10 @@ import httpx2
 import pytest
 
 from dayjob.models import ModelReply, ModelRequest, Usage
-from dayjob.server import events as server_events
 from tests.server.native_serving import Event, Native, events_in, native
 from tests.until import until
+
+KEY = {"authorization": "Bearer default"}
 
 
 class Dictated:
@@ -170,13 +171,13 @@ async def test_an_id_that_is_none_is_refused(here: Native, id: str) -> None:
         assert "position" in answer.json()["error"]["message"]
 
 
-async def test_a_silent_stream_says_that_it_lives(here: Native, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dayjob.server.native.HEARTBEAT_SECONDS", 0.05)
-    run = await here.run("inquire")
-    async with asyncio.timeout(20), here.http.stream("GET", f"/api/runs/{run}/events") as answer:
-        async for line in answer.aiter_lines():
-            if line == ": still here":
-                break
+async def test_a_silent_stream_says_that_it_lives(url: str) -> None:
+    async with native(url, heartbeat_seconds=0.05) as here:
+        run = await here.run("inquire")
+        async with asyncio.timeout(20), here.http.stream("GET", f"/api/runs/{run}/events") as answer:
+            async for line in answer.aiter_lines():
+                if line == ": still here":
+                    break
 
 
 async def test_a_client_that_goes_leaves_nothing_behind(here: Native) -> None:
@@ -187,30 +188,33 @@ async def test_a_client_that_goes_leaves_nothing_behind(here: Native) -> None:
     assert not here.app.events.active
 
 
-async def test_a_client_that_takes_nothing_is_let_go_of_and_may_come_back(
-    here: Native, model: Dictated, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_events, "STALLED_SECONDS", 0.3)
-    run = await here.run("greet", name="Ann")
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        client.connect((here.http.base_url.host, here.http.base_url.port))
-        client.sendall(f"GET /api/runs/{run}/events HTTP/1.1\r\nhost: x\r\n\r\n".encode())
-        await until(lambda: len(here.app.streams))
-        for _ in range(75):
-            model.say("x" * 100_000)
-            await asyncio.sleep(0.001)
-        await until(lambda: len(here.app.streams) == 0)
-    model.say(None)
-    events = await here.events(run)
-    assert events[-1].data["status"] == "completed"
-    await asyncio.sleep(0.1)  # until the server has seen that the connection is gone
+async def test_a_client_that_takes_nothing_is_let_go_of_and_may_come_back(url: str, model: Dictated) -> None:
+    async with native(url, model, stalled_seconds=0.3) as here:
+        run = await here.run("greet", name="Ann")
+        head = (
+            f"GET /api/runs/{run}/events HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer default\r\n\r\n"
+        )
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            client.connect((here.http.base_url.host, here.http.base_url.port))
+            client.sendall(head.encode())
+            await until(lambda: len(here.app.streams))
+            for _ in range(75):
+                model.say("x" * 100_000)
+                await asyncio.sleep(0.001)
+            await until(lambda: len(here.app.streams) == 0)
+        model.say(None)
+        events = await here.events(run)
+        assert events[-1].data["status"] == "completed"
+        await asyncio.sleep(0.1)  # until the server has seen that the connection is gone
 
 
 async def test_many_streams_lose_nothing(here: Native) -> None:
     runs = [await here.run("count", to=3) for _ in range(20)]
     limits = httpx2.Limits(max_connections=200)
-    async with httpx2.AsyncClient(base_url=here.http.base_url, limits=limits, timeout=30) as http:
+    async with httpx2.AsyncClient(
+        base_url=here.http.base_url, limits=limits, timeout=30, headers=KEY
+    ) as http:
 
         async def follow(run: str) -> list[int]:
             async with http.stream("GET", f"/api/runs/{run}/events") as answer:
@@ -259,7 +263,7 @@ async def test_a_run_of_another_process_is_followed_over_the_death_of_both(url: 
     second: subprocess.Popen[str] | None = None
     events: list[Event] = []
     try:
-        async with httpx2.AsyncClient(base_url=base, timeout=30) as http:
+        async with httpx2.AsyncClient(base_url=base, timeout=30, headers=KEY) as http:
             made = await http.post("/api/runs", json={"job": "slow", "input": {"steps": 60}})
             run = made.json()["id"]
             with contextlib.suppress(httpx2.TransportError):  # it is killed
@@ -269,7 +273,7 @@ async def test_a_run_of_another_process_is_followed_over_the_death_of_both(url: 
                         if len(seqs(events)) == 10 and first_one.poll() is None:
                             first_one.send_signal(signal.SIGKILL)
         second, base = await asyncio.to_thread(start)
-        async with httpx2.AsyncClient(base_url=base, timeout=60) as http:
+        async with httpx2.AsyncClient(base_url=base, timeout=60, headers=KEY) as http:
             headers = {"last-event-id": last_id(events)}
             async with http.stream("GET", f"/api/runs/{run}/events", headers=headers) as answer:
                 events += [event async for event in events_in(answer.aiter_lines())]

@@ -47,7 +47,15 @@ def test_each_endpoint_is_documented_with_an_example_and_its_refusals() -> None:
         given = [content for answer in good for content in answer.get("content", {}).values()]
         assert all("example" in content for content in given), where
     bodies = SERVER.openapi()["components"]["schemas"]
-    for name in ("NewRun", "NewAnswer", "Approval", "Rejection", "Cancellation", "Resumption", "NewEvent"):
+    for name in (
+        "RunRequest",
+        "NewAnswer",
+        "Approval",
+        "Rejection",
+        "Cancellation",
+        "Resumption",
+        "NewEvent",
+    ):
         assert bodies[name]["examples"], name
 
 
@@ -104,4 +112,6 @@ def test_no_answer_is_undocumented(case: Any, base: str) -> None:
         case.path_parameters["run"] = chance.choice(ENDED if streams else ENDED + WAITING)
     if isinstance(case.body, dict) and "job" in case.body and chance.random() < 0.7:
         case.body["job"], case.body["input"] = "greet", {"name": "Ann"}
-    case.call_and_validate(base_url=base, checks=CHECKS, timeout=20)
+    case.call_and_validate(
+        base_url=base, checks=CHECKS, timeout=20, headers={"authorization": "Bearer default"}
+    )

@@ -213,7 +213,10 @@ async def test_hundreds_wait_and_leave_nothing_behind(tmp_path: Path) -> None:
         path = f"/threads/{thread}/runs/{run['id']}"
         held = {"X-Stainless-Poll-Helper": "true"}
         async with httpx2.AsyncClient(
-            base_url=here.url, limits=httpx2.Limits(max_connections=300), timeout=30
+            base_url=here.url,
+            limits=httpx2.Limits(max_connections=300),
+            timeout=30,
+            headers=here.http.headers,
         ) as many:
             answers = await asyncio.gather(*(many.get(path, headers=held) for _ in range(300)))
         assert {each.json()["status"] for each in answers} == {"completed"}
@@ -377,13 +380,13 @@ async def test_a_thread_has_one_run_at_a_time(tmp_path: Path) -> None:
 def test_the_sync_client_is_served_too(tmp_path: Path) -> None:
     async def use() -> str:
         async with serving(tmp_path, ["Hi."]) as here:
-            return await asyncio.to_thread(_ask, here.url)
+            return await asyncio.to_thread(_ask, here.url, here.secret)
 
     assert asyncio.run(use()) == "Hi."
 
 
-def _ask(url: str) -> str:
-    with strict_sync(url) as client:
+def _ask(url: str, key: str) -> str:
+    with strict_sync(url, key) as client:
         assistant = client.beta.assistants.create(model="m")
         thread = client.beta.threads.create()
         client.beta.threads.messages.create(thread.id, role="user", content="Hello?")

@@ -120,13 +120,3 @@ async def test_an_id_of_any_form_that_is_not_there_is_not_found(tmp_path: Path, 
             )
             assert answer.status_code == 404, (method, path, answer.text)
             assert "found with id" in answer.json()["error"]["message"]
-
-
-async def test_a_stream_is_refused_until_there_are_streams(tmp_path: Path) -> None:
-    async with serving(tmp_path, worker=False) as here:
-        assistant = (await here.http.post("/assistants", json={"model": "m"})).json()["id"]
-        asked = {"assistant_id": assistant, "stream": True}
-        answer = await here.http.post("/threads/runs", json=asked)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream")
-        assert await here.app.runs() == (await here.http.get("/threads")).json()["data"] == []
-        assert (await here.http.post("/threads/runs", json={**asked, "stream": None})).status_code == 200

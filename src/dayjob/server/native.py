@@ -10,7 +10,7 @@ import orjson
 from fastapi import APIRouter, Header, Query, Response
 
 from dayjob.app import Dayjob, event_of
-from dayjob.documents import action_fields, job_fields, run_document, run_fields, step_fields
+from dayjob.documents import action_fields, event_fields, job_fields, run_document, run_fields, step_fields
 from dayjob.errors import InputError
 from dayjob.jobs import Request
 from dayjob.kept import Page
@@ -36,7 +36,7 @@ from dayjob.server.native_bodies import (
     JobBody,
     NewAnswer,
     NewEvent,
-    NewRun,
+    RunRequest,
     Rejection,
     Resumption,
     RunsPage,
@@ -106,7 +106,7 @@ async def retrieve_job(caller: Member, desk: AtDesk, name: str) -> JSON:
     "/runs", tags=["Runs"], status_code=201, responses=gives(WholeRunBody, WHOLE_RUN_EXAMPLE, status=201)
 )
 async def create_run(
-    caller: Member, desk: AtDesk, body: NewRun,
+    caller: Member, desk: AtDesk, body: RunRequest,
     idempotency_key: Annotated[str | None, Header(description="As `key`.")] = None,
 ) -> JSON:  # fmt: skip
     """Makes a run; it is durable when this answers. The same key with the same input gives the same run."""
@@ -123,7 +123,7 @@ async def create_run(
     return JSON(await run_document(desk.app, await desk.app.get(handle.id), ()), 201)
 
 
-def _request(app: Dayjob, body: NewRun) -> Request:
+def _request(app: Dayjob, body: RunRequest) -> Request:
     job = app.jobs.get(body.job)
     if job is None:
         known = ", ".join(sorted(app.jobs)) or "none"
@@ -272,7 +272,9 @@ async def follow_run(
     is sent twice.
     """
     record = await desk.run_of(caller, run)
-    happenings = desk.app.streams.follow(run, last_event_id or after, quiet_seconds=desk.settings.heartbeat_seconds)
+    happenings = desk.app.streams.follow(
+        run, last_event_id or after, quiet_seconds=desk.settings.heartbeat_seconds
+    )
     if record.status.is_terminal:
         async with aclosing(desk.app.streams.follow(run, last_event_id or after)) as rest:
             if await anext(rest, None) is None:

@@ -71,7 +71,7 @@ class LimitsBody(Body):
         return Limits(**self.model_dump())
 
 
-class NewRun(Body):
+class RunRequest(Body):
     """A run to be made."""
 
     model_config = ConfigDict(
