@@ -29,7 +29,7 @@ WORDS = 40
 CADENCE_MS = 20.0
 MANY = 500
 START_SECONDS = 30.0
-SCRIPTED = Path(__file__).with_name("scripted_jobs.py")
+SCRIPTED = Path(__file__).with_name("scripted_server.py")
 
 
 def free_port() -> int:
@@ -40,7 +40,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def process(*command: str, port: int, **environment: str) -> Iterator[None]:
-    started = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
+    started = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -57,12 +59,21 @@ def process(*command: str, port: int, **environment: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def serving(folder: Path, model: str, *more: str, **environment: str) -> Iterator[str]:
+    """`dayjob serve`."""
     port = free_port()
     command = [
-        sys.executable, "-m", "dayjob.cli", "serve", *more, "--port", str(port), "--model", model,
+        str(Path(sys.executable).with_name("dayjob")), "serve", *more, "--port", str(port), "--model", model,
         "--store", f"sqlite:///{folder / 'served.db'}", "--files", str(folder / "files"),
     ]  # fmt: skip
     with process(*command, port=port, **environment):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def scripted(folder: Path) -> Iterator[str]:
+    """The same server, over a model that takes no time."""
+    port = free_port()
+    with process(sys.executable, str(SCRIPTED), str(port), str(folder), port=port):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -177,7 +188,7 @@ async def create_and_poll(http: httpx2.AsyncClient, server: str, assistant: str)
 
 
 async def polls(folder: Path, rounds: int) -> list[str]:
-    with serving(folder, f"{SCRIPTED}:speaks") as server:
+    with scripted(folder) as server:
         async with client(32) as http:
             assistant = await new_assistant(http, server)
             await asyncio.gather(*(create_and_poll(http, server, assistant) for _ in range(20)))
@@ -203,7 +214,7 @@ async def _several(http: httpx2.AsyncClient, server: str, assistant: str, count:
 async def messages(folder: Path, rounds: int) -> list[str]:
     """A page of a thread, and a run, in a store that is empty and in one that holds 100,000 messages."""
     lines = []
-    with serving(folder, f"{SCRIPTED}:speaks") as server:
+    with scripted(folder) as server:
         async with client() as http:
             assistant = await new_assistant(http, server)
             thread = (await http.post(f"{server}/v1/threads", json={})).json()["id"]
