@@ -132,6 +132,11 @@ def place_of(position: str) -> tuple[int, str | None]:
     return follower.seq, follower.status
 
 
+def heard_at(position: str) -> dict[str, int]:
+    """How many characters were given of each answer under way, by its mark. Raises InputError if it is none."""
+    return {mark: heard.offset for mark, heard in _Follower(position).heard.items()}
+
+
 @dataclass(slots=True)
 class _Heard:
     """How much of one answer a follower was given: characters, and pieces, if those were counted."""
@@ -193,7 +198,7 @@ class _Follower:
             yield from self._finished(row)
         if since.more:
             return
-        open = {_mark(row.key, row.attempt): row for row in since.actions}
+        open = {mark_of(row.key, row.attempt): row for row in since.actions}
         self.told &= open.keys()
         for mark, row in open.items():
             if mark not in self.told:
@@ -204,7 +209,7 @@ class _Follower:
             yield StatusChanged(since.run, self.position)
 
     def _finished(self, row: StepRecord) -> Iterator[Happening]:
-        mark, said = _mark(row.key, row.attempt), None
+        mark, said = mark_of(row.key, row.attempt), None
         heard = self.heard.get(mark) if row.kind == Kind.MODEL else None
         if heard is not None and heard.epoch == row.epoch:
             rest, offset = _text_of(row)[heard.offset :], heard.offset
@@ -220,9 +225,9 @@ class _Follower:
     def live(self, speeches: Mapping[str, Speech]) -> Started | Text | None:
         """The next of what is said in this process and was not given; None: nothing."""
         if self.over:
-            self.over &= {(_mark(each.key, each.attempt), each.epoch) for each in speeches.values()}
+            self.over &= {(mark_of(each.key, each.attempt), each.epoch) for each in speeches.values()}
         for speech in speeches.values():
-            mark = _mark(speech.key, speech.attempt)
+            mark = mark_of(speech.key, speech.attempt)
             if (mark, speech.epoch) in self.over:
                 continue  # its row was given already, and its call is about to notice
             heard = self.heard.get(mark)
@@ -247,7 +252,8 @@ def _next_of(speech: Speech, heard: _Heard) -> str:
 
 
 @lru_cache(10_000)
-def _mark(key: str, attempt: int) -> str:
+def mark_of(key: str, attempt: int) -> str:
+    """How a position names an answer: a model's step, and the attempt at it."""
     return blake2b(f"{attempt}:{key}".encode(), digest_size=4).hexdigest()
 
 

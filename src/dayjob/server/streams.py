@@ -8,7 +8,7 @@ the stream of the run (`dayjob.stream`), and how many of the events that follow 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,7 @@ from dayjob.server.wire import (
     status_of,
     thread_object,
 )
-from dayjob.stream import Finished, Happening, Quiet, StatusChanged, Text, place_of
+from dayjob.stream import Finished, Happening, Quiet, StatusChanged, Text, heard_at, mark_of, place_of
 
 Event = tuple[str, dict[str, Any]]
 BEGINNING = "0"
@@ -52,7 +52,7 @@ async def events_of(
     position, skip = parsed(after)
     seq, status = place_of(position)
     steps = await desk.app.store.steps(run.id) if seq else []
-    events = RunEvents(run, steps, seq, status)
+    events = RunEvents(run, steps, seq, status, heard_at(position))
     if position == BEGINNING and (after is None or after.startswith("-")):
         first = 1 if thread is not None else 2
         for number, event in enumerate(events.prelude(thread), first):
@@ -92,12 +92,19 @@ def parsed(id: str | None) -> tuple[str, int]:
 class RunEvents:
     """What the happenings of one run are on this wire."""
 
-    def __init__(self, run: RunRecord, steps: Sequence[StepRecord], seq: int, status: str | None) -> None:
-        """`seq` and `status` are how far the client is; `steps` the journal of the run as it is now."""
+    def __init__(
+        self,
+        run: RunRecord,
+        steps: Sequence[StepRecord],
+        seq: int,
+        status: str | None,
+        heard: Mapping[str, int],
+    ) -> None:
+        """`seq`, `status` and `heard` are how far the client is; `steps` the journal of the run as it is now."""
         self.run = run
         self.steps = {row.key: row for row in steps if row.seq is not None and row.seq <= seq}
         self.status = status or ("in_progress" if seq else None)
-        self.given: dict[tuple[str, int], int] = {}
+        self.given = {mark: length for mark, length in heard.items() if length}
         """How many characters the client has of each message that is being said."""
 
     def prelude(self, thread: ThreadRecord | None) -> Iterator[Event]:
@@ -119,10 +126,10 @@ class RunEvents:
         match happening:
             case Text(key=key, attempt=attempt, offset=offset, text=text):
                 yield from self._said(key, attempt, offset, text)
-            case Finished(step=row, said=said):
+            case Finished(step=row):
                 self.steps[row.key] = row
                 if row.kind == Kind.MODEL:
-                    yield from self._answered(row, said or 0)
+                    yield from self._answered(row)
                 elif row.kind == Kind.SCOPE:
                     yield from self._called(row)
             case StatusChanged(run=run):
@@ -146,10 +153,11 @@ class RunEvents:
         self, key: str, attempt: int, offset: int, text: str, started: float | None = None
     ) -> Iterator[Event]:
         """A piece of a message; what is said again after a crash is given from where it is new."""
-        given = self.given.get((key, attempt), offset)
-        if offset == 0 and (key, attempt) not in self.given:
+        mark = mark_of(key, attempt)
+        given = self.given.get(mark, offset)
+        if offset == 0 and mark not in self.given:
             yield from self._begun(key, attempt, started or self.run.started or self.run.created)
-        self.given[key, attempt] = max(given, offset + len(text))
+        self.given[mark] = max(given, offset + len(text))
         if fresh := text[max(given - offset, 0) :]:
             said: dict[str, Any] = {"value": fresh}
             if given == 0:
@@ -167,15 +175,14 @@ class RunEvents:
         yield "thread.message.created", empty
         yield "thread.message.in_progress", empty
 
-    def _answered(self, row: StepRecord, said: int) -> Iterator[Event]:
+    def _answered(self, row: StepRecord) -> Iterator[Event]:
         """A model's row: the message that it ends, and the calls that it asks for."""
         value: dict[str, Any] = {"text": "", "tool_calls": [], "finish": ""}
         if row.value:
             value = orjson.loads(row.value)
-        said = self.given.pop((row.key, row.attempt), said)
-        if value["text"] and not said:
+        if value["text"]:
             yield from self._said(row.key, row.attempt, 0, value["text"], row.started)
-        if value["text"] or said:
+        if self.given.pop(mark_of(row.key, row.attempt), 0):
             yield from self._ended(row, value)
         if value["tool_calls"] and row.outcome == Outcome.VALUE:
             yield from calls_begun(self.run, row)
