@@ -4,32 +4,10 @@
 //     node everything.mjs openai4 http://127.0.0.1:8000/v1 KEY
 
 import assert from "node:assert/strict";
+import {
+  asks, assistants, call, client, errors, messages, outputs, runs, text, threads, toFile, weather,
+} from "./client.mjs";
 
-const [version, baseURL, apiKey] = process.argv.slice(2);
-const { OpenAI, toFile, ...errors } = await import(version);
-const client = new OpenAI({ baseURL, apiKey, maxRetries: 0, timeout: 20_000 });
-const { assistants, threads } = client.beta;
-const { messages, runs } = threads;
-const isOld = version === "openai4";
-
-// Version 4 takes the ids of a path in its order; later ones take the last, and the others by name.
-function call(resource, method, path, body) {
-  if (isOld) return resource[method === "delete" ? "del" : method](...path, ...(body ? [body] : []));
-  const [thread_id, run_id] = path;
-  const id = path.at(-1);
-  if (path.length === 1) return resource[method](id, ...(body ? [body] : []));
-  return resource[method](id, path.length === 2 ? { thread_id, ...body } : { thread_id, run_id, ...body });
-}
-
-const weather = {
-  type: "function",
-  function: {
-    name: "weather",
-    parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
-  },
-};
-const asks = (content) => [{ role: "user", content }];
-const text = (message) => message.content[0].text.value;
 const all = async (pages) => {
   const found = [];
   for await (const each of pages) found.push(each);
@@ -44,8 +22,6 @@ const refusal = async (promise) => {
   assert(error instanceof errors.APIError, error);
   return { class: error.constructor.name, status: error.status, message: error.error.message };
 };
-const outputs = (run, output) =>
-  run.required_action.submit_tool_outputs.tool_calls.map((each) => ({ tool_call_id: each.id, output }));
 
 async function models() {
   const listed = await all(await client.models.list());
