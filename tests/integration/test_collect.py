@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import pytest
 
 from dayjob import Dayjob, Limits, Run, StepError, job
 from dayjob.collection import Err, Ok
 from dayjob.jobs import Job
 from dayjob.runs import Kind, Outcome, Status
-from dayjob.testing import CrashLab, Death
+from dayjob.testing import CrashLab, Death, Moment
 from tests.ledger import after_death, everywhere, executed, fail, work
 from tests.until import until
 
@@ -312,6 +313,31 @@ async def test_what_was_added_outlives_a_change_of_the_code_and_the_next_crash(l
         for second in range(3, 8):
             deaths = (Death(first), Death(second))
             assert (await lab.run(old(), death=deaths, then=[new])).output == [0, 1, 2], deaths
+
+
+def shifted(version: str) -> Job:
+    async def shifts(run: Run) -> list:
+        async def branch(inside: Run, n: int) -> int:
+            if n < 3:
+                await inside.more(n + 1)
+            if n == 0 and version == "v2":
+                await inside.step(work, "what is new")
+            await inside.step(work, f"work {n}")
+            return n
+
+        return told(await run.collect(branch, [0], limit=1))
+
+    return Job(shifts, "shifts", version)
+
+
+async def test_a_branch_that_takes_another_path_leaves_the_others_what_they_added(lab: CrashLab) -> None:
+    old, new = shifted("v1"), shifted("v2")
+    for write in range(4, (await lab.run(old())).writes):
+        ended, again = await after_death(lab, old(), Death(write, Moment.UNHEARD), then=[new])
+        assert ended.output == [0, 1, 2, 3], ended.run.reason
+        kept = {orjson.loads(step.input or b"[0]")[0] for step in ended.durable if step.kind == Kind.CALL}
+        if ended.run.version == "v2":
+            assert not set(again) & (kept - {"work 0"}), (write, again)
 
 
 def heard_in_turn(version: str) -> Job:
