@@ -364,6 +364,59 @@ async def test_newer_code_hears_in_the_same_order_after_the_next_crash(lab: Cras
             assert not ended.warnings, (first, second, ended.warnings)
 
 
+def adds_later(version: str) -> Job:
+    """The new code comes to what it adds only once it has heard of a branch that ended behind that."""
+
+    async def adds(run: Run) -> None:
+        async def branch(inside: Run, name: str) -> None:
+            if name == "adder":
+                if version == "v2":
+                    for each in range(9):
+                        await inside.step(work, f"what is new {each}")
+                await inside.more("added")
+            for each in range({"added": 1, "other": 4, "adder": 9}[name]):
+                await inside.step(work, f"{name} {each}")
+
+        await run.collect(branch, ["other", "adder"], key=str, after=hears)
+
+    return Job(adds, "adds_later", version)
+
+
+def adds_after(version: str) -> Job:
+    async def adds(run: Run) -> None:
+        async def branch(inside: Run, name: str) -> None:
+            if name == "first" and version == "v2":
+                await inside.step(work, "what is new")
+            await inside.step(work, name)
+
+        async def after(inside: Run, outcome: Ok | Err) -> None:
+            if outcome.item == "first":
+                await inside.more("second")
+                await inside.more("third")
+            await hears(inside, outcome)
+
+        await run.collect(branch, ["first"], key=str, after=after)
+
+    return Job(adds, "adds_after", version)
+
+
+async def hears(run: Run, outcome: Ok | Err) -> None:
+    for each in range(2):
+        await run.step(work, f"after {outcome.item}: {each}")
+
+
+@pytest.mark.parametrize("adds", [adds_later, adds_after])
+async def test_what_newer_code_adds_late_is_heard_as_late_after_the_next_crash(
+    lab: CrashLab, adds: Any
+) -> None:
+    old, new = adds("v1"), adds("v2")
+    for first in (11, 16, 18):
+        for second in (11, 12, 14, 15, 16, 17):
+            ended = await lab.run(old(), death=(Death(first), Death(second)), then=[new])
+            assert ended.status == Status.COMPLETED, ended.run.reason
+            assert not ended.warnings, (first, second, ended.warnings)
+
+
 def outvoted(version: str) -> Job:
     async def outvotes(run: Run) -> None:
         async def branch(inside: Run, name: str) -> None:
