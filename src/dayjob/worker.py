@@ -164,7 +164,10 @@ class Worker:
         await self._learn_versions()
 
     async def _learn_versions(self) -> None:
-        self._versions = await self.store.adoptable({name: job.version for name, job in self.jobs.items()})
+        versions = await self.store.adoptable({name: job.version for name, job in self.jobs.items()})
+        if versions != self._versions:  # runs of older code may wait for this: their workers are gone
+            self._versions = versions
+            self._work.set()
 
     # --- claiming ------------------------------------------------------------------------------
 
