@@ -265,10 +265,26 @@ class Dayjob:
             record.admitted, record.due = 0, now + delay
         if expires is not None:
             record.expires, record.expires_seconds = now + expires, expires
-        stored = await self.store.submit(record, when_busy, messages)
-        for worker in self._workers:
-            worker.poke()
+        submitting = asyncio.create_task(self._submit(record, when_busy, messages))
+        submitting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        stored = await asyncio.shield(submitting)  # what was claimed must be begun, whoever still waits
         return Handle(self, stored.id, request.job, stored)
+
+    async def _submit(
+        self, record: RunRecord, when_busy: str, messages: Sequence[MessageRecord]
+    ) -> RunRecord:
+        """Queues a run; a worker of this app that has room claims it in the same transaction."""
+        with contextlib.ExitStack() as stack:
+            offers = ((worker, stack.enter_context(worker.offer())) for worker in self._workers)
+            worker, wanted = next((each for each in offers if each[1] is not None), (None, None))
+            stored, claimed = await self.store.submit_and_claim(record, when_busy, messages, wanted)
+            if worker is not None:
+                worker.take(claimed)
+        run: RunRecord = stored
+        if run.id not in [record.id for record, _ in claimed]:
+            for worker in self._workers:
+                worker.poke()
+        return run
 
     async def get(self, run_id: str) -> RunRecord:
         """A run as it is stored. Raises UnknownRun."""

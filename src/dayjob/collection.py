@@ -200,7 +200,8 @@ class Collection(Join):
         inside, keeper = self.run.inside(scope), self.run.keeper
         error: StepError | None = None
         while error is None and (branch := self._next()) is not None:
-            heapq.heappop(self.unheard)
+            order, _ = heapq.heappop(self.unheard)
+            self._pass_over(order)
             try:
                 await awaited(after(inside, self._outcome(branch)))
             except asyncio.CancelledError:
@@ -221,6 +222,13 @@ class Collection(Join):
         elif not self.running and not self.waiting:
             self._weigh_all()
         keeper.uncount(scope)
+
+    def _pass_over(self, order: int) -> None:
+        """Newer code hears this branch before it has added all that ended earlier: those will end again, behind it."""
+        passed = [row for row in self.place.earlier if row.kind == Kind.SCOPE and (row.seq or 0) < order]
+        if passed:
+            self.run.journal.write_off(passed)
+            self.place.earlier = [row for row in self.place.earlier if row not in passed]
 
     def _row_of_after(self, scope: Scope) -> StepRecord:
         """One row stands for what was done after the branches, so that no replay walks it again."""

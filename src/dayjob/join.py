@@ -228,7 +228,7 @@ class Join:
             branch.row = branch.recorded
         else:
             if branch.recorded is not None:
-                journal.supersede(self.place, [branch.recorded])
+                journal.write_off([branch.recorded])  # alone: its siblings may still use what is beside it
             scope.live = True
             branch.row = journal.row(
                 self.key, branch.key, branch.label, Kind.SCOPE, Outcome.VALUE if error is None else Outcome.ERROR,

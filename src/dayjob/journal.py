@@ -228,14 +228,17 @@ class Journal:
 
     def supersede(self, scope: Scope, rows: Sequence[StepRecord]) -> None:
         """Writes off these rows, before anything that comes after; from here on the scope runs for real."""
+        self.write_off(rows)
+        scope.earlier = []
+        scope.live = True
+
+    def write_off(self, rows: Sequence[StepRecord]) -> None:
         for row in rows:
             self._unvisited.pop((row.key, row.attempt), None)
             self.open.pop(row.key, None)
             self.effects.supersede(row)
             if row in self._earlier.get(row.scope, ()):
                 self._earlier[row.scope].remove(row)
-        scope.earlier = []
-        scope.live = True
         if rows:
             self.put(supersede=[(row.key, row.attempt) for row in rows])
 

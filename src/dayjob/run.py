@@ -528,9 +528,16 @@ class RunThread:
     async def messages(self, last: int | None = None) -> list[Message]:
         """The messages so far, from the `last` on that people read; on replay the same ones."""
         store = self._run.journal.store
+        found: list[tuple[int, str, bytes]] | None = None
 
-        up_to = await self._run.value("messages", lambda: patiently(lambda: store.thread_length(self.id)))
-        found = await patiently(lambda: store.thread_messages(self.id, up_to, last))
+        async def read() -> int:
+            nonlocal found
+            found = await patiently(lambda: store.thread_messages(self.id, None, last))
+            return max((n for n, _, _ in found), default=0)
+
+        up_to = await self._run.value("messages", read)
+        if found is None:
+            found = await patiently(lambda: store.thread_messages(self.id, up_to, last))
         return [orjson.loads(message) for _, _, message in found]
 
     async def append(self, message: Message | str) -> None:

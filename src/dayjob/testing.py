@@ -16,7 +16,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NoReturn
@@ -257,6 +257,7 @@ class CrashLab:
         self._patience_seconds = patience_seconds
         self._settings = settings
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._trials: set[asyncio.Task[Any]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> CrashLab:
@@ -267,6 +268,10 @@ class CrashLab:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        left = [trial for trial in self._trials if trial is not asyncio.current_task()]
+        for trial in left:  # one that stood beside them failed
+            trial.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         await asyncio.gather(*self._leaving)
         await self.store.close()
         if self._folder is not None:
@@ -314,7 +319,7 @@ class CrashLab:
         deaths = [death] if isinstance(death, Death) else list(death)
         team = [request.job, *jobs]
         writes, last_death, durable = 0, None, ()
-        async with Dayjob(self.store, worker=False, clock=self._clock) as app:
+        async with self._trying(), Dayjob(self.store, worker=False, clock=self._clock) as app:
             handle = await app.submit(request, queue=trial.queue, **submit)
             while True:
                 mortal, worker = await self._hire(trial, team, deaths.pop(0) if deaths else None)
@@ -336,6 +341,16 @@ class CrashLab:
             durable,
             trial.warnings,
         )
+
+    @asynccontextmanager
+    async def _trying(self) -> AsyncIterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._trials.add(task)
+        try:
+            yield
+        finally:
+            self._trials.discard(task)
 
     async def _over_or_dead(
         self, app: Dayjob, run: str, worker: Worker, mortal: MortalStore, trial: _Trial
@@ -373,13 +388,14 @@ class CrashLab:
         if not mortal.deaf:
             for _ in range(LOOP_TURNS):
                 await asyncio.sleep(0)
-        mortal.bury()
-        for execution in (*worker.held.values(), *(execution for execution, _ in worker.warm.values())):
-            execution.evict()
+        _clear_away(worker, mortal)
         await mortal.end_lease()
         self._dismiss(worker, mortal)
 
     def _dismiss(self, worker: Worker, mortal: MortalStore) -> None:
+        if mortal.died.is_set() and not mortal.buried:
+            _clear_away(worker, mortal)
+
         async def leave() -> None:
             await worker.stop(drain_seconds=0)
             await mortal.store.close()
@@ -433,6 +449,13 @@ class _Trial:
             self.news.set()
         elif name == "run.warning":
             self.warnings.append(f"{fields['step']}: {fields['message']}")
+
+
+def _clear_away(worker: Worker, mortal: MortalStore) -> None:
+    """What a dead worker held leaves memory: nothing would ever answer it."""
+    mortal.bury()
+    for execution in (*worker.held.values(), *(execution for execution, _ in worker.warm.values())):
+        execution.evict()
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from dayjob.errors import StoreError
 from dayjob.events import Events
@@ -76,6 +76,7 @@ class Worker:
         self._short_journal = short_journal
         self._on_settled = on_settled
         self.held: dict[str, Execution] = {}
+        self._offered = 0
         self.warm: OrderedDict[str, tuple[Execution, float]] = OrderedDict()
         self._versions: Mapping[str, Sequence[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -164,9 +165,41 @@ class Worker:
         await self._learn_versions()
 
     async def _learn_versions(self) -> None:
-        self._versions = await self.store.adoptable({name: job.version for name, job in self.jobs.items()})
+        versions = await self.store.adoptable({name: job.version for name, job in self.jobs.items()})
+        if versions != self._versions:  # runs of older code may wait for this: their workers are gone
+            self._versions = versions
+            self._work.set()
 
     # --- claiming ------------------------------------------------------------------------------
+
+    @property
+    def _room(self) -> int:
+        """For so many more runs there is a place; none beside a suspect run, which is worked on alone."""
+        if any(execution.record.attempts >= 2 for execution in self.held.values()):
+            return 0
+        busy = sum(not execution.is_idle for execution in self.held.values())
+        return self.concurrency - busy - self._offered
+
+    def _wanted(self, limit: int, alone: bool) -> Wanted:
+        current = {name: job.version for name, job in self.jobs.items()}
+        return Wanted(self.id, self.queues, self._versions, current, limit, alone=alone, only=self.only)
+
+    @contextlib.contextmanager
+    def offer(self) -> Iterator[Wanted | None]:
+        """A place for one run, to be claimed by whoever submits one: give what was claimed to `take`."""
+        if self._stopping or self._room <= 0 or self.only is not None:
+            yield None
+            return
+        self._offered += 1
+        try:
+            yield self._wanted(1, alone=False)
+        finally:
+            self._offered -= 1
+
+    def take(self, claimed: Iterable[tuple[RunRecord, Loaded | None]]) -> None:
+        """Begins what was claimed for it. A worker that stops meanwhile gives it back with all else."""
+        for record, loaded in () if self._stopping else claimed:
+            self._take(record, loaded)
 
     def poke(self, run: str | None = None) -> None:
         """Something may be there to claim, or have happened to a run that is held."""
@@ -182,15 +215,11 @@ class Worker:
         while True:
             await self._work.wait()
             self._work.clear()
-            room = self.concurrency - sum(not execution.is_idle for execution in self.held.values())
-            if room <= 0 or any(execution.record.attempts >= 2 for execution in self.held.values()):
+            room = self._room
+            if room <= 0:
                 continue
-            wanted = Wanted(
-                self.id, self.queues, self._versions, {name: job.version for name, job in self.jobs.items()}, room,
-                alone=not self.held, only=self.only,
-            )  # fmt: skip
             try:
-                claimed = await self._claimed(wanted)
+                claimed = await self._claimed(self._wanted(room, alone=not (self.held or self._offered)))
             except StoreError as problem:
                 self.events.emit("store.failing", error=str(problem))
                 await asyncio.sleep(RETRY_SECONDS)

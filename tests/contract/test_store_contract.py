@@ -1396,7 +1396,6 @@ async def test_messages_of_a_thread_are_numbered_and_read_up_to_a_number(store: 
     found = await store.thread_messages("t1")
     assert found == [(1, "m1", b'{"n":1}'), (2, "m2", b'{"n":2}'), (3, "m3", b'{"n":3}')]
     assert [n for n, _, _ in await store.thread_messages("t1", 2)] == [1, 2]
-    assert (await store.thread_length("t1"), await store.thread_length("t3")) == (3, 0)
 
 
 async def test_many_who_append_at_once_leave_no_gap(bench: Bench) -> None:
@@ -1573,3 +1572,23 @@ async def test_two_databases_do_not_meet(bench: Bench, tmp_path: Path) -> None:
     elsewhere = open_store(f"sqlite:///{tmp_path / 'elsewhere.db'}")
     assert await elsewhere.runs() == []
     await elsewhere.close()
+
+
+async def test_what_is_submitted_may_be_claimed_in_the_same_breath_unless_another_is_more_urgent(
+    store: Store,
+) -> None:
+    wanted = Wanted("w1", ["default"], {"work": ["v1"]}, {"work": "v1"}, 1)
+    first = new_run(Request(work, b"{}"), b"{}", 1.0)
+    submitted = await store.submit_and_claim(first, "refuse", (), wanted)
+    assert [(run.id, run.status, run.epoch) for run, _ in submitted.claimed] == [
+        (first.id, Status.IN_PROGRESS, 1)
+    ]
+    urgent = await submit(store, priority=5)
+    second = new_run(Request(work, b"{}"), b"{}", 1.0)
+    submitted = await store.submit_and_claim(second, "refuse", (), wanted)
+    assert (submitted.run.id, [run.id for run, _ in submitted.claimed]) == (second.id, [urgent.id])
+    assert await status_of(store, second) == Status.QUEUED
+    nobody = wanted._replace(worker="who is not there")
+    assert (
+        await store.submit_and_claim(new_run(Request(work, b"{}"), b"{}", 1.0), "refuse", (), nobody)
+    ).claimed == []

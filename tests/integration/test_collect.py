@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import pytest
 
 from dayjob import Dayjob, Limits, Run, StepError, job
 from dayjob.collection import Err, Ok
 from dayjob.jobs import Job
 from dayjob.runs import Kind, Outcome, Status
-from dayjob.testing import CrashLab, Death
+from dayjob.testing import CrashLab, Death, Moment
 from tests.ledger import after_death, everywhere, executed, fail, work
 from tests.until import until
 
@@ -314,6 +315,31 @@ async def test_what_was_added_outlives_a_change_of_the_code_and_the_next_crash(l
             assert (await lab.run(old(), death=deaths, then=[new])).output == [0, 1, 2], deaths
 
 
+def shifted(version: str) -> Job:
+    async def shifts(run: Run) -> list:
+        async def branch(inside: Run, n: int) -> int:
+            if n < 3:
+                await inside.more(n + 1)
+            if n == 0 and version == "v2":
+                await inside.step(work, "what is new")
+            await inside.step(work, f"work {n}")
+            return n
+
+        return told(await run.collect(branch, [0], limit=1))
+
+    return Job(shifts, "shifts", version)
+
+
+async def test_a_branch_that_takes_another_path_leaves_the_others_what_they_added(lab: CrashLab) -> None:
+    old, new = shifted("v1"), shifted("v2")
+    for write in range(4, (await lab.run(old())).writes):
+        ended, again = await after_death(lab, old(), Death(write, Moment.UNHEARD), then=[new])
+        assert ended.output == [0, 1, 2, 3], ended.run.reason
+        kept = {orjson.loads(step.input or b"[0]")[0] for step in ended.durable if step.kind == Kind.CALL}
+        if ended.run.version == "v2":
+            assert not set(again) & (kept - {"work 0"}), (write, again)
+
+
 def heard_in_turn(version: str) -> Job:
     async def hears(run: Run) -> None:
         async def branch(inside: Run, n: int) -> None:
@@ -335,6 +361,59 @@ async def test_newer_code_hears_in_the_same_order_after_the_next_crash(lab: Cras
     for first in range(6, 9):
         for second in range(3, 9):
             ended = await lab.run(old(), death=(Death(first), Death(second)), then=[new])
+            assert not ended.warnings, (first, second, ended.warnings)
+
+
+def adds_later(version: str) -> Job:
+    """The new code comes to what it adds only once it has heard of a branch that ended behind that."""
+
+    async def adds(run: Run) -> None:
+        async def branch(inside: Run, name: str) -> None:
+            if name == "adder":
+                if version == "v2":
+                    for each in range(9):
+                        await inside.step(work, f"what is new {each}")
+                await inside.more("added")
+            for each in range({"added": 1, "other": 4, "adder": 9}[name]):
+                await inside.step(work, f"{name} {each}")
+
+        await run.collect(branch, ["other", "adder"], key=str, after=hears)
+
+    return Job(adds, "adds_later", version)
+
+
+def adds_after(version: str) -> Job:
+    async def adds(run: Run) -> None:
+        async def branch(inside: Run, name: str) -> None:
+            if name == "first" and version == "v2":
+                await inside.step(work, "what is new")
+            await inside.step(work, name)
+
+        async def after(inside: Run, outcome: Ok | Err) -> None:
+            if outcome.item == "first":
+                await inside.more("second")
+                await inside.more("third")
+            await hears(inside, outcome)
+
+        await run.collect(branch, ["first"], key=str, after=after)
+
+    return Job(adds, "adds_after", version)
+
+
+async def hears(run: Run, outcome: Ok | Err) -> None:
+    for each in range(2):
+        await run.step(work, f"after {outcome.item}: {each}")
+
+
+@pytest.mark.parametrize("adds", [adds_later, adds_after])
+async def test_what_newer_code_adds_late_is_heard_as_late_after_the_next_crash(
+    lab: CrashLab, adds: Any
+) -> None:
+    old, new = adds("v1"), adds("v2")
+    for first in (11, 16, 18):
+        for second in (11, 12, 14, 15, 16, 17):
+            ended = await lab.run(old(), death=(Death(first), Death(second)), then=[new])
+            assert ended.status == Status.COMPLETED, ended.run.reason
             assert not ended.warnings, (first, second, ended.warnings)
 
 

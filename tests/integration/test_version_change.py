@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -387,6 +387,26 @@ async def test_a_run_never_goes_back_to_an_older_version(url: str) -> None:
         async with app.worker():
             await other.result(10)
             assert (await app.get(handle.id)).status == Status.QUEUED
+
+
+async def test_newer_code_takes_what_is_queued_once_the_last_worker_with_the_old_is_gone(url: str) -> None:
+    old, new = versions(asks_first("a"), asks_first("a"))
+    async with (
+        Dayjob(url, jobs=[new], worker=False) as app,
+        Dayjob(url, jobs=[old], worker=False) as before,
+        AsyncExitStack() as last,
+    ):
+        queued = await before.submit(old())
+        async with before.worker():
+            await until(lambda: app.actions(queued.id))
+        await last.enter_async_context(before.worker(queues=("elsewhere",)))
+        await app.answer(queued.id, "ask", "Ann")
+        async with app.worker():
+            other = await app.submit(Job(steps_in("z"), "marker", "v1")())
+            await other.result(10)
+            assert (await app.get(queued.id)).status == Status.QUEUED
+            await last.aclose()
+            assert await app.handle(queued.id).result(10) == ["Ann", "a done"]
 
 
 async def test_a_step_error_that_was_caught_is_reused_by_newer_code(lab: CrashLab) -> None:

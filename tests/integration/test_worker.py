@@ -494,3 +494,56 @@ def holds(gate: asyncio.Event) -> Job:
 
 async def _is(app: Dayjob, run: str, status: Status) -> bool:
     return (await app.get(run)).status == status
+
+
+# --- submitted and begun at once ------------------------------------------------------------------------
+
+
+async def test_a_run_is_begun_with_its_submission_where_a_worker_has_room(url: str) -> None:
+    @job
+    async def waits(run: Run) -> None:
+        await run.event("go")
+
+    async with Dayjob(url, jobs=[waits]) as app:
+        handle = await app.submit(waits())
+        assert (await app.get(handle.id)).epoch == 1
+        await app.send(handle.id, "go")
+        await handle.result(20)
+
+
+async def test_many_submitted_at_once_are_never_more_at_work_than_there_is_room(url: str) -> None:
+    most, now = 0, 0
+
+    @job
+    async def busy(run: Run) -> None:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.005)
+        now -= 1
+
+    async with Dayjob(url, jobs=[busy], concurrency=3) as app:
+        handles = await asyncio.gather(*(app.submit(busy()) for _ in range(40)))
+        for handle in handles:
+            await handle.result(20)
+    assert most == 3
+
+
+async def test_a_submission_that_nobody_waits_for_any_more_is_done_all_the_same(url: str) -> None:
+    done: list[str] = []
+
+    @job
+    async def work(run: Run) -> None:
+        done.append(run.id)
+
+    async with Dayjob(url, jobs=[work]) as app:
+        for turns in range(6):
+            submitting = asyncio.create_task(app.submit(work(), key=str(turns)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            submitting.cancel()
+            await asyncio.gather(submitting, return_exceptions=True)
+        for turns in range(1, 6):
+            handle = await app.submit(work(), key=str(turns))
+            await handle.result(20)
+    assert len(done) == len(set(done))

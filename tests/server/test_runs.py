@@ -20,6 +20,7 @@ from dayjob.models import ModelReply, ModelRequest, Usage
 from dayjob.models.scripted import Delay, Scripted
 from dayjob.server import Settings
 from tests.server.serving import Serving, function, serving, strict_sync
+from tests.until import until
 
 
 async def test_an_app_written_for_the_assistants_api_gets_its_answer(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ async def test_hundreds_wait_and_leave_nothing_behind(tmp_path: Path) -> None:
             answers = await asyncio.gather(*(many.get(path, headers=held) for _ in range(300)))
         assert {each.json()["status"] for each in answers} == {"completed"}
         watches = here.desk.watches
-        assert not watches._of_run and not here.app.events._of_run
+        await until(lambda: not watches._of_run and not here.app.events._of_run)
 
 
 async def test_a_run_that_another_process_works_on_is_waited_for(tmp_path: Path) -> None:

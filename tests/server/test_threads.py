@@ -73,7 +73,7 @@ async def test_a_thread_that_is_deleted_at_work_takes_its_runs_along(tmp_path: P
             with pytest.raises(openai.NotFoundError) as refused:
                 await call(run.id, thread_id=thread.id)
             assert refused.value.body["message"] == f"No run found with id '{run.id}'."
-        assert await here.app.store.thread_length(thread.id) == 0
+        assert await here.app.store.thread_messages(thread.id) == []
 
 
 async def test_one_project_sees_nothing_of_another(tmp_path: Path) -> None:

@@ -178,6 +178,13 @@ class Answer(NamedTuple):
     value: bytes
 
 
+class Submitted(NamedTuple):
+    """A run as it was queued, or found, and what was claimed at the same moment."""
+
+    run: RunRecord
+    claimed: list[tuple[RunRecord, Loaded | None]]
+
+
 class InboxItem(NamedTuple):
     id: str
     name: str
@@ -267,6 +274,13 @@ class Store(Protocol):
     async def submit(
         self, run: RunRecord, when_busy: str, messages: Sequence[MessageRecord] = ()
     ) -> RunRecord: ...
+    async def submit_and_claim(
+        self,
+        run: RunRecord,
+        when_busy: str,
+        messages: Sequence[MessageRecord] = (),
+        wanted: Wanted | None = None,
+    ) -> Submitted: ...
     async def register(self, worker: WorkerRecord) -> None: ...
     async def retire(self, worker: str) -> None: ...
     async def adoptable(self, jobs: Mapping[str, str]) -> dict[str, list[str]]: ...
@@ -371,7 +385,6 @@ class Store(Protocol):
     async def thread_messages(
         self, thread: str, up_to: int | None = None, last: int | None = None
     ) -> list[tuple[int, str, bytes]]: ...
-    async def thread_length(self, thread: str) -> int: ...
     async def thread(self, thread: str) -> ThreadRecord | None: ...
     async def threads(self, project: str, page: Page) -> Found[ThreadRecord]: ...
     async def thread_runs(self, thread: str, page: Page, job: str | None = None) -> Found[RunRecord]: ...

@@ -27,6 +27,7 @@ from dayjob.stores import (
     Loaded,
     Reservation,
     Reserved,
+    Submitted,
     Swept,
     Wanted,
     WorkerRecord,
@@ -144,8 +145,15 @@ class SQLiteStore(SQLiteImports):
         `messages` are added to its thread before. Raises SubmitConflict for the same key with other input,
         ThreadBusy if its thread has an active run and `when_busy` is "refuse"; with "enqueue" it waits its turn.
         """
+        return (await self.submit_and_claim(run, when_busy, messages)).run
 
-        def transaction(connection: sqlite3.Connection) -> RunRecord:
+    async def submit_and_claim(
+        self, run: RunRecord, when_busy: str = "refuse", messages: Sequence[MessageRecord] = (),
+        wanted: Wanted | None = None,
+    ) -> Submitted:  # fmt: skip
+        """`submit` and then `claim`, in one transaction: what a worker has room for need not wait for a second."""
+
+        def insert(connection: sqlite3.Connection) -> RunRecord:
             if run.submit_key is not None:
                 row = connection.execute(
                     f"SELECT {RUN_FIELDS} FROM runs WHERE project = ? AND job = ? AND submit_key = ?",
@@ -176,6 +184,10 @@ class SQLiteStore(SQLiteImports):
                 connection.execute(statement, values)
             open_budget(connection, run)
             return run
+
+        def transaction(connection: sqlite3.Connection) -> Submitted:
+            stored = insert(connection)
+            return Submitted(stored, [] if wanted is None else self._claim(connection, wanted))
 
         return await self._writer.run(transaction)
 
@@ -225,6 +237,9 @@ class SQLiteStore(SQLiteImports):
         """
         if wanted.limit <= 0:
             return []
+        return await self._writer.run(lambda connection: self._claim(connection, wanted))
+
+    def _claim(self, connection: sqlite3.Connection, wanted: Wanted) -> list[tuple[RunRecord, Loaded | None]]:
         conditions: list[str] = []
         values: list[Any] = []
         for job, versions in wanted.versions.items():
@@ -247,34 +262,30 @@ class SQLiteStore(SQLiteImports):
             f"AND ({' OR '.join(conditions)}) "
             "ORDER BY priority DESC, id LIMIT ?"
         )
-        values = [*places, self._clock(), wanted.worker, *values, wanted.limit]
-
-        def transaction(connection: sqlite3.Connection) -> list[tuple[RunRecord, Loaded | None]]:
-            found = connection.execute(statement, values).fetchall()
-            if found and found[0][3] >= 2:
-                found = found[:1]
-            else:
-                found = [row for row in found if row[3] < 2]
-            now = self._clock()
-            claimed = []
-            for home, id, job, _ in found:
-                row = connection.execute(
-                    "UPDATE runs SET status = CASE status WHEN 'queued' THEN 'in_progress' ELSE status END, "
-                    "worker = ?, epoch = epoch + 1, version = ?, started = coalesce(started, ?), due = NULL, "
-                    "claimed_seq = CASE epoch WHEN 0 THEN 0 ELSE "
-                    "(SELECT coalesce(max(seq), 0) FROM steps WHERE run = runs.id AND seq IS NOT NULL) END "
-                    f"WHERE home = ? AND id = ? RETURNING {RUN_FIELDS}",
-                    (wanted.worker, wanted.current[job], now, home, id),
-                ).fetchone()
-                run = run_of(row)
-                run.input = input_of(connection, run)
-                if run.budget is not None:
-                    spend_what_is_reserved(connection, home, id)
-                begun = run.epoch > 1 or run.wakes > 0
-                claimed.append((run, load(connection, home, id, run.epoch) if begun else None))
-            return claimed
-
-        return await self._writer.run(transaction)
+        now = self._clock()
+        values = [*places, now, wanted.worker, *values, wanted.limit]
+        found = connection.execute(statement, values).fetchall()
+        if found and found[0][3] >= 2:
+            found = found[:1]
+        else:
+            found = [row for row in found if row[3] < 2]
+        claimed = []
+        for home, id, job, _ in found:
+            row = connection.execute(
+                "UPDATE runs SET status = CASE status WHEN 'queued' THEN 'in_progress' ELSE status END, "
+                "worker = ?, epoch = epoch + 1, version = ?, started = coalesce(started, ?), due = NULL, "
+                "claimed_seq = CASE epoch WHEN 0 THEN 0 ELSE "
+                "(SELECT coalesce(max(seq), 0) FROM steps WHERE run = runs.id AND seq IS NOT NULL) END "
+                f"WHERE home = ? AND id = ? RETURNING {RUN_FIELDS}",
+                (wanted.worker, wanted.current[job], now, home, id),
+            ).fetchone()
+            run = run_of(row)
+            run.input = input_of(connection, run)
+            if run.budget is not None:
+                spend_what_is_reserved(connection, home, id)
+            begun = run.epoch > 1 or run.wakes > 0
+            claimed.append((run, load(connection, home, id, run.epoch) if begun else None))
+        return claimed
 
     async def park(
         self, home: str, run: str, epoch: int, wakes: int, status: Status, due: float | None

@@ -431,14 +431,6 @@ class SQLiteReads:
 
         return await self._read(query)
 
-    async def thread_length(self, thread: str) -> int:
-        """The place of the last message."""
-        return await self._read(
-            lambda c: c.execute(
-                "SELECT coalesce(max(n), 0) FROM thread_messages WHERE home = ?1 AND thread = ?1", (thread,)
-            ).fetchone()[0]
-        )
-
     async def summary(self, project: str = "default") -> list[dict[str, Any]]:
         """By job: runs by status, success, dollars, tokens and seconds, over runs that ended."""
         return await self._read(
