@@ -151,6 +151,22 @@ async def test_runs_are_kept_that_were_made_a_moment_before_the_kill(tmp_path: P
             await is_free(client, run.thread_id, who)
 
 
+async def test_a_run_with_a_key_is_made_once_whenever_the_server_dies_about_it(tmp_path: Path) -> None:
+    async with serving(tmp_path, says("Hello there.")) as (server, client):
+        who = await assistant(client)
+        for milliseconds in (0, 4, 12):
+            on = await thread(client)
+            runs, key = client.beta.threads.runs, {"Idempotency-Key": f"{milliseconds}"}
+            making = asyncio.create_task(
+                runs.create_and_poll(thread_id=on, assistant_id=who, extra_headers=key)
+            )
+            await asyncio.sleep(milliseconds / 1_000)
+            await server.killed_and_started()
+            assert (await making).status == "completed"
+            assert [each.id for each in (await runs.list(on)).data] == [(await making).id]
+            assert await said(client, on) == ["Hi.", "Hello there."]
+
+
 async def test_a_server_that_died_while_its_own_tool_paid_pays_once(tmp_path: Path) -> None:
     parameters = {"type": "object", "properties": {"to": {"type": "string"}}}
     offered = {"type": "function", "function": {"name": "by_key", "parameters": parameters}}
