@@ -11,7 +11,7 @@ from dayjob.server.answers import JSON, PageAsked, page_of
 from dayjob.server.described import answers, answers_pages_of
 from dayjob.server.desk import AtDesk, Desk
 from dayjob.server.errors import not_found
-from dayjob.server.wire import step_objects
+from dayjob.server.imported import steps_of
 
 router = APIRouter(prefix="/threads/{thread_id}/runs/{run_id}/steps", tags=["Run steps"])
 
@@ -31,4 +31,4 @@ async def retrieve_step(caller: Member, desk: AtDesk, thread_id: str, run_id: st
 
 async def _steps(desk: Desk, caller: Caller, thread: str, run: str) -> list[dict[str, Any]]:
     record = await desk.assistants_run_of(caller, thread, run)
-    return step_objects(record, await desk.app.store.steps(run))
+    return await steps_of(desk.app.store, record)
