@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from dayjob.errors import InputError
+from dayjob.limits import MOST
 from dayjob.server.errors import AS_IT_IS
 from dayjob.tools import ClientTool
 
@@ -47,6 +48,7 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 Instructions = Annotated[str, Field(max_length=256_000)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(ge=0, le=1)]
+MostTokens = Annotated[int, Field(ge=1, le=MOST)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -286,8 +288,8 @@ class NewRunOfAnyThread(Body):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     stream: bool | None = None
-    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_prompt_tokens: MostTokens | None = None
+    max_completion_tokens: MostTokens | None = None
     truncation_strategy: Truncation | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Header, Request, Response
 from dayjob.assistant import JOB, AssistantRun
 from dayjob.errors import ThreadBusy, UnknownAction
 from dayjob.kept import MessageRecord, ThreadRecord
+from dayjob.limits import Limits
 from dayjob.runs import RunRecord, Status, StepRecord
 from dayjob.server.access import Caller, Member
 from dayjob.server.answers import JSON, PageAsked, listed
@@ -197,12 +198,20 @@ async def _submit(
         handle = await desk.app.submit(
             desk.app.jobs[JOB](asked), key=submit_key_for(request), thread=thread, project=caller.project,
             expires=desk.settings.expires_seconds, when_busy=desk.settings.when_busy, messages=messages or (),
-            details={"metadata": body.metadata} if body.metadata else None,
+            limits=_limits(asked), details={"metadata": body.metadata} if body.metadata else None,
         )  # fmt: skip
     except ThreadBusy as busy:
         raise Refused(f"Thread {thread} already has an active run {busy.run}.") from None
     assert handle.submitted is not None
     return handle.submitted
+
+
+def _limits(asked: AssistantRun) -> Limits | None:
+    """What all prompts, and all answers, of a run may have together."""
+    prompts, answers = asked.max_prompt_tokens, asked.max_completion_tokens
+    if prompts is None and answers is None:
+        return None
+    return Limits(input_tokens=prompts, output_tokens=answers)
 
 
 async def _answer(
