@@ -18,11 +18,13 @@ router = APIRouter(prefix="/threads/{thread_id}/runs/{run_id}/steps", tags=["Run
 
 @router.get("", responses=answers_pages_of("RunStep"))
 async def list_steps(caller: Member, desk: AtDesk, thread_id: str, run_id: str, page: PageAsked) -> JSON:
+    """The steps of a run, newest first."""
     return JSON(page_of(await _steps(desk, caller, thread_id, run_id), page))
 
 
 @router.get("/{step_id}", responses=answers("RunStep"))
 async def retrieve_step(caller: Member, desk: AtDesk, thread_id: str, run_id: str, step_id: str) -> JSON:
+    """One step of a run."""
     for step in await _steps(desk, caller, thread_id, run_id):
         if step["id"] == step_id:
             return JSON(step)
