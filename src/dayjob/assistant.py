@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
 from dayjob.context import Policy, auto
-from dayjob.errors import Incomplete, StepError
+from dayjob.errors import DayjobError, Incomplete, StepError
 from dayjob.jobs import Job, job
-from dayjob.models import ModelRequest
+from dayjob.models import Model, ModelRequest
 from dayjob.patterns.agent import agent
 from dayjob.run import Run
 from dayjob.runs import RunRecord
@@ -72,7 +72,11 @@ class AssistantRun:
         return {name: value for name, value in given.items() if value is not None}
 
 
-def assistant_job(tools: Iterable[Tool[..., Any]] = ()) -> Job:
+Seeing = Callable[[Run, Model], Model]
+"""Makes a run's model one that is given what the messages only refer to."""
+
+
+def assistant_job(tools: Iterable[Tool[..., Any]] = (), seeing: Seeing | None = None) -> Job:
     """The job, with the tools that are executed here; all others are the client's."""
     here = {tool.name: tool for tool in tools}
 
@@ -83,7 +87,7 @@ def assistant_job(tools: Iterable[Tool[..., Any]] = ()) -> Job:
         try:
             return await agent(
                 run, request.instructions, tools=offered, max_steps=MOST_TURNS, max_loops=None,
-                context=_context(request, offered), model=request.answers, **request.options,
+                context=_context(request, offered), model=_model(run, request, seeing), **request.options,
             )  # fmt: skip
         except StepError as error:
             if error.type == "CutOff":
@@ -99,6 +103,15 @@ def request_of(run: RunRecord) -> AssistantRun:
     """What a run of this job was asked for."""
     found: AssistantRun = convert(orjson.loads(run.input or b"{}")["request"], AssistantRun)
     return found
+
+
+def _model(run: Run, request: AssistantRun, seeing: Seeing | None) -> str | Model | None:
+    if seeing is None:
+        return request.answers
+    try:
+        return seeing(run, run.keeper.model_named(request.answers))
+    except DayjobError:  # there is none: the model's step says so
+        return request.answers
 
 
 def _context(request: AssistantRun, offered: Iterable[Tool[..., Any] | ClientTool]) -> Policy:

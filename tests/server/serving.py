@@ -19,6 +19,7 @@ from dayjob.models.scripted import Scripted
 from dayjob.server import Settings, create_server
 from dayjob.server.access import Role, new_key
 from dayjob.server.desk import Desk
+from dayjob.server.images import seeing
 from dayjob.server.listening import bound, listening, url_of
 from dayjob.tools import Tool
 
@@ -71,12 +72,13 @@ async def serving(
 ) -> AsyncIterator[Serving]:
     model = model or Scripted(reply)
     async with AsyncExitStack() as stack:
-        known = [assistant_job(tools), *jobs]
+        settings = settings or Settings(files=folder / "files")
+        known = [assistant_job(tools, seeing(settings.files)), *jobs]
         app = Dayjob(f"sqlite:///{folder / 'jobs.db'}", model=model, jobs=known, worker=worker, **options)
         await stack.enter_async_context(app)
         secret, record = new_key(PROJECT, "admin", "test", app.now())
         await app.store.add_key(record)
-        server = create_server(app, settings or Settings(files=folder / "files"))
+        server = create_server(app, settings)
         listener = bound("127.0.0.1", 0)
         stack.callback(listener.close)
         await stack.enter_async_context(listening(server, listener))
