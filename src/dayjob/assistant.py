@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
 from dayjob.context import Policy, auto
-from dayjob.errors import Incomplete, StepError
+from dayjob.errors import DayjobError, Incomplete, StepError
 from dayjob.jobs import Job, job
+from dayjob.models import Model, ModelRequest
 from dayjob.patterns.agent import agent
 from dayjob.run import Run
 from dayjob.runs import RunRecord
-from dayjob.tools import ClientTool, Tool
+from dayjob.spending import most_input_tokens
+from dayjob.tools import ClientTool, Tool, definition_of
 from dayjob.values import convert
 
 JOB = "assistant"
@@ -70,7 +72,11 @@ class AssistantRun:
         return {name: value for name, value in given.items() if value is not None}
 
 
-def assistant_job(tools: Iterable[Tool[..., Any]] = ()) -> Job:
+Seeing = Callable[[Run, Model], Model]
+"""Makes a run's model one that is given what the messages only refer to."""
+
+
+def assistant_job(tools: Iterable[Tool[..., Any]] = (), seeing: Seeing | None = None) -> Job:
     """The job, with the tools that are executed here; all others are the client's."""
     here = {tool.name: tool for tool in tools}
 
@@ -81,12 +87,14 @@ def assistant_job(tools: Iterable[Tool[..., Any]] = ()) -> Job:
         try:
             return await agent(
                 run, request.instructions, tools=offered, max_steps=MOST_TURNS, max_loops=None,
-                context=_context(request), model=request.answers, **request.options,
+                context=_context(request, offered), model=_model(run, request, seeing), **request.options,
             )  # fmt: skip
         except StepError as error:
-            if error.type != "CutOff":
-                raise
-            raise Incomplete("max_completion_tokens") from None
+            if error.type == "CutOff":
+                raise Incomplete("max_completion_tokens") from None
+            if error.type == "WindowTooSmall" and request.max_prompt_tokens is not None:
+                raise Incomplete("max_prompt_tokens") from None
+            raise
 
     return assistant
 
@@ -97,7 +105,26 @@ def request_of(run: RunRecord) -> AssistantRun:
     return found
 
 
-def _context(request: AssistantRun) -> Policy:
-    window = min(DEFAULT_WINDOW, request.max_prompt_tokens or DEFAULT_WINDOW)
+def _model(run: Run, request: AssistantRun, seeing: Seeing | None) -> str | Model | None:
+    if seeing is None:
+        return request.answers
+    try:
+        return seeing(run, run.keeper.model_named(request.answers))
+    except DayjobError:  # there is none: the model's step says so
+        return request.answers
+
+
+def _context(request: AssistantRun, offered: Iterable[Tool[..., Any] | ClientTool]) -> Policy:
     last = request.truncation_strategy.get("last_messages")
-    return replace(auto(window), opens_with=last or MOST_MESSAGES, silent=True)
+    policy = auto(DEFAULT_WINDOW)
+    if request.max_prompt_tokens is not None:
+        policy = _surely_within(request.max_prompt_tokens, [definition_of(tool) for tool in offered])
+    return replace(policy, opens_with=last or MOST_MESSAGES, silent=True)
+
+
+def _surely_within(tokens: int, tools: Sequence[Mapping[str, Any]]) -> Policy:
+    """As many of the last messages as a limit of tokens allows to be sent, which counts what they are at most."""
+    most = min(tokens, DEFAULT_WINDOW)
+    return Policy(
+        lambda messages, view: most_input_tokens(ModelRequest("", view.of(messages), tools)) / most,
+    )

@@ -323,7 +323,7 @@ def most_input_tokens(request: ModelRequest) -> int:
 
 def _extra_tokens(part: Any) -> int:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "image_url":
+    if kind in ("image_url", "image_file"):
         return IMAGE_TOKENS
     if kind in (None, "text", "refusal", "input_audio"):  # of sound, a token takes many bytes
         return 0

@@ -14,10 +14,12 @@ from openai import AsyncOpenAI, OpenAI
 from dayjob import Dayjob
 from dayjob.app import PROJECT
 from dayjob.assistant import assistant_job
+from dayjob.jobs import Job
 from dayjob.models.scripted import Scripted
 from dayjob.server import Settings, create_server
-from dayjob.server.access import new_key
+from dayjob.server.access import Role, new_key
 from dayjob.server.desk import Desk
+from dayjob.server.images import seeing
 from dayjob.server.listening import bound, listening, url_of
 from dayjob.tools import Tool
 
@@ -37,10 +39,16 @@ class Serving:
 
     async def client_of(self, project: str) -> AsyncOpenAI:
         """A client with a key of its own, for another project."""
-        secret, record = new_key(project, "member", "test", self.app.now())
+        return await self.stack.enter_async_context(strict(self.url, await self.key(project)))
+
+    async def key(self, project: str = PROJECT, role: Role = "member", revoked: bool = False) -> str:
+        """The secret of a new key, which is known at once."""
+        secret, record = new_key(project, role, "test", self.app.now())
         await self.app.store.add_key(record)
+        if revoked:
+            await self.app.store.revoke_key(record.id)
         self.desk.door.forget()
-        return await self.stack.enter_async_context(strict(self.url, secret))
+        return secret
 
 
 def strict(url: str, key: str) -> AsyncOpenAI:
@@ -59,16 +67,18 @@ async def serving(
     settings: Settings | None = None,
     worker: bool = True,
     model: Scripted | None = None,
+    jobs: Sequence[Job] = (),
     **options: Any,
 ) -> AsyncIterator[Serving]:
     model = model or Scripted(reply)
     async with AsyncExitStack() as stack:
-        jobs = [assistant_job(tools)]
-        app = Dayjob(f"sqlite:///{folder / 'jobs.db'}", model=model, jobs=jobs, worker=worker, **options)
+        settings = settings or Settings(files=folder / "files")
+        known = [assistant_job(tools, seeing(settings.files)), *jobs]
+        app = Dayjob(f"sqlite:///{folder / 'jobs.db'}", model=model, jobs=known, worker=worker, **options)
         await stack.enter_async_context(app)
         secret, record = new_key(PROJECT, "admin", "test", app.now())
         await app.store.add_key(record)
-        server = create_server(app, settings or Settings(files=folder / "files"))
+        server = create_server(app, settings)
         listener = bound("127.0.0.1", 0)
         stack.callback(listener.close)
         await stack.enter_async_context(listening(server, listener))

@@ -22,6 +22,6 @@ async def test_every_answer_of_the_wire_is_described_and_every_reference_resolve
         (path, method, operation["responses"]["200"]["content"]["application/json"]["schema"])
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
-        if path.startswith(("/v1/assistants", "/v1/threads"))
+        if path.startswith(("/v1/assistants", "/v1/threads")) and not path.endswith("/stream")
     ]
     assert len(wire) == 24 and all(schema for _, _, schema in wire)

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
-from schemathesis import checks
-from schemathesis.specs.openapi import checks as oa
 
-from dayjob import Dayjob
-from dayjob.server import Settings, create_server
 from dayjob.server import native as native_api
 from tests.docs.pages import DOCS, rows, section
+from tests.server.documented import CHECKS, DOCUMENT, operations, paths_where, requests_of_each, served_beside
 from tests.server.native_serving import native
 
 OPERATIONS = 17
 ENDED: list[str] = []
 WAITING: list[str] = []
-SERVER = create_server(Dayjob(worker=False), Settings())
-
-
-def documented() -> dict[str, Any]:
-    paths = {route.path for route in native_api.router.routes}  # type: ignore[attr-defined]
-    return {path: each for path, each in SERVER.openapi()["paths"].items() if path in paths}
+OWN = {route.path for route in native_api.router.routes}  # type: ignore[attr-defined]
+PATHS = paths_where(OWN.__contains__)
 
 
 def test_each_endpoint_is_documented_with_an_example_and_its_refusals() -> None:
-    operations = [(path, verb, each) for path, verbs in documented().items() for verb, each in verbs.items()]
-    assert len(operations) == OPERATIONS
-    for path, verb, each in operations:
-        where = f"{verb} {path}"
+    found = list(operations(PATHS))
+    assert len(found) == OPERATIONS
+    for where, each in found:
         assert each["description"], where
         assert {"4XX", "5XX"} <= set(each["responses"]), where
         if "requestBody" in each:
@@ -46,7 +34,7 @@ def test_each_endpoint_is_documented_with_an_example_and_its_refusals() -> None:
         good = [answer for status, answer in each["responses"].items() if status.startswith("2")]
         given = [content for answer in good for content in answer.get("content", {}).values()]
         assert all("example" in content for content in given), where
-    bodies = SERVER.openapi()["components"]["schemas"]
+    bodies = DOCUMENT["components"]["schemas"]
     for name in (
         "RunRequest",
         "NewAnswer",
@@ -61,50 +49,33 @@ def test_each_endpoint_is_documented_with_an_example_and_its_refusals() -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with a run in each state that requests can meet, on a loop of its own."""
-    folder: Path = tmp_path_factory.mktemp("openapi")
-    loop = asyncio.new_event_loop()
-    told: Future[str] = Future()
-    stop = asyncio.Event()
+    """A server with a run in each state that requests can meet."""
+    store = f"sqlite:///{tmp_path_factory.mktemp('openapi')}/runs.db"
 
-    async def serve() -> None:
-        async with native(f"sqlite:///{folder}/runs.db") as here:
+    @asynccontextmanager
+    async def server() -> AsyncIterator[str]:
+        async with native(store) as here:
             for job, input in (("count", {"to": 2}), ("fails", {}), ("greet", {"name": "Ann"})):
                 ENDED.append(await here.run(job, **input))
                 await here.ended(ENDED[-1])
             WAITING.append(await here.run("inquire"))
             WAITING.append(await here.run("pay", amount=500))
-            told.set_result(str(here.http.base_url))
-            await stop.wait()
+            yield str(here.http.base_url)
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    try:
-        yield told.result(30)
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+    with served_beside(server) as url:
+        yield url
 
 
 def test_each_endpoint_stands_in_the_docs() -> None:
     told = [row[0].strip("`") for row in rows(section(DOCS / "api.md", "## Endpoints"))]
-    calls = [f"{verb.upper()} {path}" for path, verbs in documented().items() for verb in verbs]
-    assert sorted(told) == sorted(calls)
+    assert sorted(told) == sorted(call for call, _ in operations(PATHS))
 
 
-SCHEMA = schemathesis.openapi.from_dict({**SERVER.openapi(), "paths": documented()})
-CHECKS = [
-    checks.not_a_server_error, oa.status_code_conformance, oa.content_type_conformance,
-    oa.response_schema_conformance, oa.response_headers_conformance,
-]  # fmt: skip
+SCHEMA = schemathesis.openapi.from_dict({**DOCUMENT, "paths": PATHS})
 
 
 @SCHEMA.parametrize()
-@settings(
-    max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+@requests_of_each(15)
 def test_no_answer_is_undocumented(case: Any, base: str) -> None:
     chance = random.Random(repr(case.body) + repr(case.query))
     if "run" in case.path_parameters and chance.random() < 0.7:

@@ -24,6 +24,7 @@ from dayjob.cli.work import DRAIN_SECONDS, STOPPING, Exit, signals
 from dayjob.errors import InputError
 from dayjob.jobs import Job
 from dayjob.server import Settings, create_server
+from dayjob.server.images import seeing
 from dayjob.server.listening import bound, is_on_loopback, listening, url_of
 from dayjob.server.settings import MEGABYTE
 from dayjob.stores import folder_beside
@@ -77,7 +78,7 @@ async def serve(
     concurrency: int, as_json: bool,
 ) -> int:  # fmt: skip
     """Serves until a signal; then streams end, steps in progress may finish, and the runs are given back."""
-    jobs = _jobs(file)
+    jobs = _jobs(file, settings.files)
     _check_folder(settings.files)
     with signals() as stop, _logging(), contextlib.closing(bound(host, port)) as listener:
         on_loopback = is_on_loopback(listener)
@@ -103,9 +104,9 @@ async def serve(
     return Exit.COMPLETED
 
 
-def _jobs(file: str | None) -> dict[str, Job]:
+def _jobs(file: str | None, files: Path) -> dict[str, Job]:
     jobs, tools = ({}, {}) if file is None else load_for_server(file)
-    return {JOB: assistant_job(tools.values()), **jobs}
+    return {JOB: assistant_job(tools.values(), seeing(files)), **jobs}
 
 
 def _check_folder(folder: Path) -> None:

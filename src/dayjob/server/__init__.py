@@ -33,9 +33,9 @@ from dayjob.server import (
 )
 from dayjob.server.access import Door
 from dayjob.server.audit import Audit
-from dayjob.server.described import describe
+from dayjob.server.described import TAGS, describe
 from dayjob.server.desk import Desk
-from dayjob.server.errors import answer_errors
+from dayjob.server.errors import REFUSALS, answer_errors
 from dayjob.server.middleware import Frame, Gate, Streams
 from dayjob.server.settings import Settings
 from dayjob.server.watching import Watches
@@ -55,7 +55,8 @@ def create_server(app: Dayjob, settings: Settings) -> FastAPI:
 
     server = FastAPI(
         title="Dayjob", version=version("dayjob"), description=__doc__, lifespan=lifespan, redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
+        swagger_ui_oauth2_redirect_url=None, responses=REFUSALS,
+        openapi_tags=[{"name": name, "description": told} for name, told in TAGS.items()],
     )  # fmt: skip
     server.state.desk = Desk(app, settings, door, Watches(app))
     server.state.streams = streams

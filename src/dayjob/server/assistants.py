@@ -23,17 +23,20 @@ router = APIRouter(prefix="/assistants", tags=["Assistants"])
 
 @router.get("", responses=answers_pages_of("Assistant"))
 async def list_assistants(caller: Member, desk: AtDesk, page: PageAsked) -> JSON:
+    """The project's assistants, newest first."""
     return JSON(page_body(await desk.app.store.objects(caller.project, KIND, page), assistant_object))
 
 
 @router.post("", responses=answers("Assistant"))
 async def create_assistant(request: Request, caller: Member, desk: AtDesk, body: NewAssistant) -> JSON:
+    """Makes an assistant."""
     made = ObjectRecord(KIND, id_for("asst", caller, request), desk.app.now(), encode(body.given))
     return _answer(await desk.app.store.create_object(caller.project, made))
 
 
 @router.get("/{assistant_id}", responses=answers("Assistant"))
 async def retrieve_assistant(caller: Member, desk: AtDesk, assistant_id: str) -> JSON:
+    """An assistant, as it is now."""
     return _answer(await desk.object_of(caller, KIND, assistant_id))
 
 

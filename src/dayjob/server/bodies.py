@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from dayjob.errors import InputError
+from dayjob.limits import MOST
 from dayjob.server.errors import AS_IT_IS
 from dayjob.tools import ClientTool
 
@@ -35,6 +36,10 @@ class Kept(Body):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
+def _with_example(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
 def _wrong(message: str) -> PydanticCustomError:
     return PydanticCustomError(AS_IT_IS, "{message}", {"message": message})
 
@@ -47,6 +52,7 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 Instructions = Annotated[str, Field(max_length=256_000)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(ge=0, le=1)]
+MostTokens = Annotated[int, Field(ge=1, le=MOST)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -203,11 +209,13 @@ class Attachment(Kept):
     """Kept and echoed; not offered to the model."""
 
     file_id: str | None = None
-    tools: list[Any] | None = None
+    tools: list[Annotated[CodeInterpreterTool | FileSearchTool, Field(discriminator="type")]] | None = None
 
 
 class NewMessage(Body):
     """A message to be added to a thread."""
+
+    model_config = _with_example({"role": "user", "content": "Where is A-1042?"})
 
     role: Literal["user", "assistant"]
     content: Content
@@ -234,6 +242,8 @@ class NewMessage(Body):
 class ChangedAssistant(Body):
     """What of an assistant is to be another; what is not given stays."""
 
+    model_config = _with_example({"instructions": "Be thorough."})
+
     model: Annotated[str, Field(min_length=1)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
     description: Annotated[str, Field(max_length=512)] | None = None
@@ -250,11 +260,15 @@ class ChangedAssistant(Body):
 class NewAssistant(ChangedAssistant):
     """A new assistant."""
 
+    model_config = _with_example({"model": "gpt-4o", "name": "Tutor", "instructions": "Be brief."})
+
     model: Annotated[str, Field(min_length=1)]
 
 
 class ChangedMetadata(Body):
     """Metadata, which is replaced as a whole."""
+
+    model_config = _with_example({"metadata": {"customer": "17"}})
 
     metadata: Metadata | None = None
 
@@ -262,11 +276,15 @@ class ChangedMetadata(Body):
 class ChangedThread(ChangedMetadata):
     """What of a thread is to be another."""
 
+    model_config = _with_example({"metadata": {"customer": "17"}})
+
     tool_resources: Resources | None = None
 
 
 class NewThread(ChangedThread):
     """A new thread, with its first messages."""
+
+    model_config = _with_example({"messages": [{"role": "user", "content": "Where is A-1042?"}]})
 
     messages: list[NewMessage] | None = None
 
@@ -286,8 +304,8 @@ class NewRunOfAnyThread(Body):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     stream: bool | None = None
-    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_prompt_tokens: MostTokens | None = None
+    max_completion_tokens: MostTokens | None = None
     truncation_strategy: Truncation | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
@@ -297,12 +315,21 @@ class NewRunOfAnyThread(Body):
 class NewRun(NewRunOfAnyThread):
     """A run of a thread that is there."""
 
+    model_config = _with_example({"assistant_id": "asst_06bq3x0k8d4m2r7v9tza1ce", "stream": False})
+
     additional_instructions: Instructions | None = None
     additional_messages: list[NewMessage] | None = None
 
 
 class NewThreadAndRun(NewRunOfAnyThread):
     """A thread, and its first run."""
+
+    model_config = _with_example(
+        {
+            "assistant_id": "asst_06bq3x0k8d4m2r7v9tza1ce",
+            "thread": {"messages": [{"role": "user", "content": "Where is A-1042?"}]},
+        }
+    )
 
     thread: NewThread | None = None
     tool_resources: Resources | None = None
@@ -315,6 +342,10 @@ class ToolOutput(Body):
 
 class ToolOutputs(Body):
     """What the client's tools gave."""
+
+    model_config = _with_example(
+        {"tool_outputs": [{"tool_call_id": "call_1", "output": "It is on its way."}]}
+    )
 
     tool_outputs: list[ToolOutput]
     stream: bool | None = None

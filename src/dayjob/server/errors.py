@@ -74,6 +74,16 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "model": ErrorBody,
+        "description": "Not done; the message says why, and `param` names the field.",
+    },
+    "5XX": {"model": ErrorBody, "description": "Failed on this side; what was done before is kept."},
+}
+"""What every endpoint may answer besides."""
+
+
 class Refused(Exception):
     """A request that is not done, and why."""
 

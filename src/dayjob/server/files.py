@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
@@ -25,12 +25,13 @@ from starlette.responses import FileResponse
 from dayjob.kept import ObjectRecord, Page
 from dayjob.server.access import Caller, Member
 from dayjob.server.answers import JSON
+from dayjob.server.described import Responses, answers, answers_pages_of
 from dayjob.server.desk import AtDesk, Desk, id_for
 from dayjob.server.errors import Refused, logger
 
-router = APIRouter(prefix="/v1", tags=["files"])
+router = APIRouter(prefix="/v1", tags=["Files"])
 KIND = "file"
-PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data")
 PIECE_BYTES = 1_000_000
 MOST_FIELD_BYTES = 4_096
 MOST_NAME = 255
@@ -43,12 +44,23 @@ FORM = {
         "purpose": {"type": "string", "enum": PURPOSES},
     },
 }
+CONTENT: Responses = {
+    200: {
+        "description": "The bytes",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    206: {"description": "The part that the header `Range` asks for"},
+}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PART = ".part"
 STALE_SECONDS = 24 * 3_600
 
 
-@router.post("/files", openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": FORM}}}})
+@router.post(
+    "/files",
+    responses=answers("FileObject"),
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
+)
 async def upload_file(request: Request, desk: AtDesk, caller: Member) -> JSON:
     """A form with `file` and `purpose`. The file is on disk when this is answered."""
     id = id_for("file", caller, request).replace("_", "-", 1)
@@ -65,7 +77,7 @@ async def upload_file(request: Request, desk: AtDesk, caller: Member) -> JSON:
     return JSON(file_object(await desk.app.store.create_object(caller.project, made)))
 
 
-@router.get("/files")
+@router.get("/files", responses=answers_pages_of("FileObject"))
 async def list_files(
     desk: AtDesk, caller: Member, purpose: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
@@ -88,12 +100,13 @@ async def list_files(
     return JSON({"object": "list", "data": data, **ends, "has_more": len(found) > limit})
 
 
-@router.get("/files/{id}")
+@router.get("/files/{id}", responses=answers("FileObject"))
 async def get_file(id: str, desk: AtDesk, caller: Member) -> JSON:
+    """What is known of a file; not its content."""
     return JSON(file_object(await desk.object_of(caller, KIND, id)))
 
 
-@router.delete("/files/{id}")
+@router.delete("/files/{id}", responses=answers("FileDeleted"))
 async def delete_file(id: str, desk: AtDesk, caller: Member) -> JSON:
     """It is gone from disk too; who is reading it reads on."""
     await desk.object_of(caller, KIND, id)
@@ -102,7 +115,7 @@ async def delete_file(id: str, desk: AtDesk, caller: Member) -> JSON:
     return JSON({"id": id, "object": "file", "deleted": True})
 
 
-@router.get("/files/{id}/content")
+@router.get("/files/{id}/content", response_class=Response, responses=CONTENT)
 async def get_content(id: str, desk: AtDesk, caller: Member) -> FileResponse:
     """The bytes as they were uploaded: to be saved, never to be shown by a browser as a page of ours."""
     record = await desk.object_of(caller, KIND, id)

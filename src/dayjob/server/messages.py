@@ -25,6 +25,7 @@ router = APIRouter(prefix="/threads/{thread_id}/messages", tags=["Messages"])
 async def list_messages(
     caller: Member, desk: AtDesk, thread_id: str, page: PageAsked, run_id: str | None = None
 ) -> JSON:
+    """What was said in a thread, newest first; with `run_id`, what that run said."""
     await desk.thread_of(caller, thread_id)
     found = await desk.app.store.messages_page(thread_id, page, run_id or None)
     return JSON(listed([await _object(desk, thread_id, row) for row in found.rows], found.more))
@@ -34,6 +35,7 @@ async def list_messages(
 async def create_message(
     request: Request, caller: Member, desk: AtDesk, thread_id: str, body: NewMessage
 ) -> JSON:
+    """Adds a message to a thread."""
     await desk.thread_of(caller, thread_id)
     [record] = records_of(request, caller, desk, [body])
     try:
@@ -45,6 +47,7 @@ async def create_message(
 
 @router.get("/{message_id}", responses=answers("Message"))
 async def retrieve_message(caller: Member, desk: AtDesk, thread_id: str, message_id: str) -> JSON:
+    """One message."""
     return JSON(await _object(desk, thread_id, await desk.message_of(caller, thread_id, message_id)))
 
 
@@ -52,6 +55,7 @@ async def retrieve_message(caller: Member, desk: AtDesk, thread_id: str, message
 async def modify_message(
     caller: Member, desk: AtDesk, thread_id: str, message_id: str, body: ChangedMetadata | None = None
 ) -> JSON:
+    """Replaces the metadata of a message as a whole."""
     found = await desk.message_of(caller, thread_id, message_id)
     if body is not None and "metadata" in body.model_fields_set:
         found = replace(found, details=encode({**details_of(found), "metadata": body.metadata or {}}))
@@ -61,6 +65,7 @@ async def modify_message(
 
 @router.delete("/{message_id}", responses=answers("MessageDeleted"))
 async def delete_message(caller: Member, desk: AtDesk, thread_id: str, message_id: str) -> JSON:
+    """Takes a message out of its thread: no later run is told it."""
     await desk.message_of(caller, thread_id, message_id)
     try:
         deleted = await desk.app.store.delete_message(thread_id, message_id)

@@ -17,8 +17,9 @@ from dayjob.kept import Page
 from dayjob.runs import Status
 from dayjob.server.access import Caller, Member
 from dayjob.server.answers import JSON, page_body
+from dayjob.server.described import gives, streams
 from dayjob.server.desk import AtDesk, Desk
-from dayjob.server.errors import ErrorBody, Refused, not_found
+from dayjob.server.errors import Refused, not_found
 from dayjob.server.events import HEARTBEAT, EventStream, frame
 from dayjob.server.native_bodies import (
     ACTION_EXAMPLE,
@@ -48,14 +49,6 @@ from dayjob.server.native_bodies import (
 from dayjob.stream import Happening
 from dayjob.values import encode
 
-Answers = dict[int | str, dict[str, Any]]
-REFUSALS: Answers = {
-    "4XX": {
-        "model": ErrorBody,
-        "description": "Not done; the message says why, and `param` names the field.",
-    },
-    "5XX": {"model": ErrorBody, "description": "Failed on this side; what was done before is kept."},
-}
 STREAM_EXAMPLE = (
     'id: 0.in_progress\nevent: run.status\ndata: {"status":"in_progress","reason":null}\n\n'
     'event: step.started\ndata: {"key":"model","name":"model","kind":"model","attempt":1}\n\n'
@@ -64,18 +57,7 @@ STREAM_EXAMPLE = (
     'id: 1.in_progress\nevent: step.finished\ndata: {"step":{"key":"model","seq":1,"outcome":"value"}}\n\n'
     'id: 1.completed\nevent: run.status\ndata: {"status":"completed","reason":null}\n\n'
 )
-STREAM_EVENT = {
-    "type": "object",
-    "description": "One event of the stream; `data` is JSON.",
-    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
-    "required": ["event", "data"],
-}
-router = APIRouter(prefix="/api", responses=REFUSALS)
-
-
-def gives(model: Any, example: Any, status: int = 200) -> Answers:
-    """How an answer is documented; it is not checked against that."""
-    return {status: {"model": model, "content": {"application/json": {"example": example}}}}
+router = APIRouter(prefix="/api")
 
 
 def all_of(example: Any) -> dict[str, Any]:
@@ -256,7 +238,7 @@ async def retrieve_step(
     status_code=200,
     response_class=Response,
     responses={
-        200: {"content": {"text/event-stream": {"schema": STREAM_EVENT, "example": STREAM_EXAMPLE}}},
+        **streams(STREAM_EXAMPLE),
         204: {"description": "It is over, and all of it was seen: do not come back."},
     },
 )

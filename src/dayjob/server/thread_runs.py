@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Request, Response
 from dayjob.assistant import JOB, AssistantRun
 from dayjob.errors import ThreadBusy, UnknownAction
 from dayjob.kept import MessageRecord, ThreadRecord
+from dayjob.limits import Limits
 from dayjob.runs import RunRecord, Status, StepRecord
 from dayjob.server.access import Caller, Member
 from dayjob.server.answers import JSON, PageAsked, listed
@@ -25,7 +26,7 @@ from dayjob.server.bodies import (
     ToolOutput,
     ToolOutputs,
 )
-from dayjob.server.described import answers, answers_pages_of
+from dayjob.server.described import answers, answers_or_streams, answers_pages_of, streams
 from dayjob.server.desk import AtDesk, Desk, submit_key_for
 from dayjob.server.errors import Refused
 from dayjob.server.events import EventStream
@@ -48,12 +49,12 @@ MOVING = ("queued", "in_progress", "cancelling")
 HOLD_SECONDS = 1.0
 AGAIN_MS, AGAIN_AT_ONCE_MS = "500", "5"
 """When to ask again: a client that was held may do so at once."""
-router = APIRouter(prefix="/threads", tags=["Runs"])
+router = APIRouter(prefix="/threads", tags=["Assistant runs"])
 OF_THREAD = "/{thread_id}/runs"
 OF_RUN = f"{OF_THREAD}/{{run_id}}"
 
 
-@router.post("/runs", responses=answers("Run"))
+@router.post("/runs", responses=answers_or_streams("Run"))
 async def create_thread_and_run(
     request: Request, caller: Member, desk: AtDesk, body: NewThreadAndRun
 ) -> Response:
@@ -70,12 +71,13 @@ async def create_thread_and_run(
 
 @router.get(OF_THREAD, responses=answers_pages_of("Run"))
 async def list_runs(caller: Member, desk: AtDesk, thread_id: str, page: PageAsked) -> JSON:
+    """The runs of assistants on a thread, newest first."""
     await desk.thread_of(caller, thread_id)
     found = await desk.app.store.thread_runs(thread_id, page, JOB)
     return JSON(listed([await _body(desk, run) for run in found.rows], found.more))
 
 
-@router.post(OF_THREAD, responses=answers("Run"))
+@router.post(OF_THREAD, responses=answers_or_streams("Run"))
 async def create_run(
     request: Request, caller: Member, desk: AtDesk, thread_id: str, body: NewRun
 ) -> Response:
@@ -109,7 +111,7 @@ async def retrieve_run(
                 return JSON(body, headers={"openai-poll-after-ms": AGAIN_AT_ONCE_MS})
 
 
-@router.get(f"{OF_RUN}/stream")
+@router.get(f"{OF_RUN}/stream", response_class=Response, responses=streams())
 async def stream_run(
     caller: Member,
     desk: AtDesk,
@@ -127,6 +129,7 @@ async def stream_run(
 async def modify_run(
     caller: Member, desk: AtDesk, thread_id: str, run_id: str, body: ChangedMetadata | None = None
 ) -> JSON:
+    """Replaces the metadata of a run as a whole."""
     run = await desk.assistants_run_of(caller, thread_id, run_id)
     if body is not None and "metadata" in body.model_fields_set:
         run.details = encode({**details_of(run), "metadata": body.metadata or {}})
@@ -136,6 +139,7 @@ async def modify_run(
 
 @router.post(f"{OF_RUN}/cancel", responses=answers("Run"))
 async def cancel_run(caller: Member, desk: AtDesk, thread_id: str, run_id: str) -> JSON:
+    """Asks a run to stop. What it has said is kept, as an incomplete message."""
     run = await desk.assistants_run_of(caller, thread_id, run_id)
     if not run.status.is_terminal:
         run = replace(run, status=await desk.app.cancel(run_id))
@@ -144,7 +148,7 @@ async def cancel_run(caller: Member, desk: AtDesk, thread_id: str, run_id: str) 
     raise Refused(f"Cannot cancel run with status '{status_of(run, False)}'.")
 
 
-@router.post(f"{OF_RUN}/submit_tool_outputs", responses=answers("Run"))
+@router.post(f"{OF_RUN}/submit_tool_outputs", responses=answers_or_streams("Run"))
 async def submit_tool_outputs(
     caller: Member, desk: AtDesk, thread_id: str, run_id: str, body: ToolOutputs
 ) -> Response:
@@ -199,12 +203,20 @@ async def _submit(
         handle = await desk.app.submit(
             desk.app.jobs[JOB](asked), key=submit_key_for(request), thread=thread, project=caller.project,
             expires=desk.settings.expires_seconds, when_busy=desk.settings.when_busy, messages=messages or (),
-            details={"metadata": body.metadata} if body.metadata else None,
+            limits=_limits(asked), details={"metadata": body.metadata} if body.metadata else None,
         )  # fmt: skip
     except ThreadBusy as busy:
         raise Refused(f"Thread {thread} already has an active run {busy.run}.") from None
     assert handle.submitted is not None
     return handle.submitted
+
+
+def _limits(asked: AssistantRun) -> Limits | None:
+    """What all prompts, and all answers, of a run may have together."""
+    prompts, answers = asked.max_prompt_tokens, asked.max_completion_tokens
+    if prompts is None and answers is None:
+        return None
+    return Limits(input_tokens=prompts, output_tokens=answers)
 
 
 async def _answer(

@@ -32,6 +32,7 @@ async def list_threads(caller: Member, desk: AtDesk, page: PageAsked) -> JSON:
 async def create_thread(
     request: Request, caller: Member, desk: AtDesk, body: NewThread | None = None
 ) -> JSON:
+    """Makes a thread, with its first messages if there are any."""
     made = await new_thread(request, caller, desk, body or NewThread())
     return JSON(
         thread_object(made), headers=not_offered(attached=bool(body and has_attachments(body.messages)))
@@ -40,6 +41,7 @@ async def create_thread(
 
 @router.get("/{thread_id}", responses=answers("Thread"))
 async def retrieve_thread(caller: Member, desk: AtDesk, thread_id: str) -> JSON:
+    """A thread, without its messages."""
     return JSON(thread_object(await desk.thread_of(caller, thread_id)))
 
 
@@ -47,6 +49,7 @@ async def retrieve_thread(caller: Member, desk: AtDesk, thread_id: str) -> JSON:
 async def modify_thread(
     caller: Member, desk: AtDesk, thread_id: str, body: ChangedThread | None = None
 ) -> JSON:
+    """Changes the metadata or the tool resources of a thread: each as a whole, if it is given."""
     found = await desk.thread_of(caller, thread_id)
     details = encode({**details_of(found), **({} if body is None else body.given)})
     await desk.app.store.change_thread(thread_id, details)
