@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import orjson
 
 from dayjob.runs import RunRecord
+from dayjob.values import encode
 
 T = TypeVar("T")
 
@@ -55,6 +56,11 @@ class ObjectRecord:
     id: str
     created: float
     body: bytes
+
+
+def with_fields(kept: bytes | None, given: bytes) -> bytes:
+    """A JSON object with the fields of another in the place of its own. Raises ValueTooLarge."""
+    return encode({**orjson.loads(kept or b"{}"), **orjson.loads(given)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,11 +100,17 @@ async def test_details_of_threads_messages_and_runs_are_changed_and_nothing_else
     await store.create_thread("p", "t", b'{"a":1}', [message(1)], created=7.0)
     await store.create_thread("p", "t", b'{"b":1}')
     run = await store.submit(new_run(work(), b"{}", 1.0, home="t", thread="t", details=b"1"), "refuse")
-    await store.change_thread("t", b'{"a":2}')
+    changed = await store.change_thread("t", b'{"b":2}')
+    assert changed == await store.thread("t")
+    assert await store.change_thread("u", b"{}") is None
     await store.change_message("t", "msg_1", b'{"c":3}')
     await store.change_run(run.id, b"2")
     thread, said, found = await store.thread("t"), await store.message("t", "msg_1"), await store.get(run.id)
-    assert thread is not None and (thread.details, thread.created, thread.project) == (b'{"a":2}', 7.0, "p")
+    assert thread is not None and (thread.details, thread.created, thread.project) == (
+        b'{"a":1,"b":2}',
+        7.0,
+        "p",
+    )
     assert said is not None and (said.details, said.message) == (b'{"c":3}', b'{"n":1}')
     assert found is not None and (found.details, found.status) == (b"2", Status.QUEUED)
 
@@ -137,16 +143,19 @@ async def test_threads_and_runs_of_a_thread_are_listed_by_their_making(store: St
 
 async def test_objects_of_one_project_and_kind_never_meet_others(store: Store) -> None:
     for project, kind in (("p", "assistant"), ("p", "file"), ("q", "assistant")):
-        await store.create_object(project, ObjectRecord(kind, "x", 1.0, f'"{project} {kind}"'.encode()))
+        await store.create_object(
+            project, ObjectRecord(kind, "x", 1.0, f'{{"of":"{project} {kind}"}}'.encode())
+        )
     again = await store.create_object("p", ObjectRecord("file", "x", 2.0, b'"other"'))
-    assert again.body == b'"p file"'
-    assert await store.change_object("p", "file", "x", b'"changed"')
-    assert [each.body for each in (await store.objects("p", "file", Page())).rows] == [b'"changed"']
+    assert again.body == b'{"of":"p file"}'
+    changed = await store.change_object("p", "file", "x", b'{"n":1}')
+    assert changed == ObjectRecord("file", "x", 1.0, b'{"of":"p file","n":1}')
+    assert (await store.objects("p", "file", Page())).rows == [changed]
     assert await store.delete_object("p", "file", "x")
     assert not await store.delete_object("p", "file", "x")
-    assert not await store.change_object("p", "file", "x", b"1")
+    assert await store.change_object("p", "file", "x", b"{}") is None
     left = [await store.object("p", "assistant", "x"), await store.object("q", "assistant", "x")]
-    assert [each and each.body for each in left] == [b'"p assistant"', b'"q assistant"']
+    assert [each and each.body for each in left] == [b'{"of":"p assistant"}', b'{"of":"q assistant"}']
 
 
 async def test_a_key_is_revoked_once_and_the_log_is_read_newest_first(store: Store) -> None:

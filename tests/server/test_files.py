@@ -183,6 +183,15 @@ async def test_a_form_that_is_wrong_is_refused_and_leaves_nothing(
     assert on_disk(served) == []
 
 
+async def test_a_form_of_endless_fields_is_refused_before_it_fills_the_memory(serving: Any) -> None:
+    served = await serving()
+    field = b'--b\r\ncontent-disposition: form-data; name="a"\r\n\r\n\r\n'
+    async with Raw(served.url) as raw:
+        await raw.send(HEAD + b"content-length: 5000000\r\n\r\n" + field * 2_000)
+        assert " 413 " in await raw.head()
+    assert on_disk(served) == []
+
+
 async def test_an_upload_that_is_no_form_is_refused(serving: Any) -> None:
     served = await serving()
     for kind in ("application/json", "multipart/form-data"):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import orjson
 from fastapi import APIRouter, Request
 
 from dayjob.kept import ObjectRecord
@@ -45,15 +42,13 @@ async def modify_assistant(
     caller: Member, desk: AtDesk, assistant_id: str, body: ChangedAssistant | None = None
 ) -> JSON:
     """Changes what is given, and nothing else. Runs that were made before keep what they were made with."""
-    found = await desk.object_of(caller, KIND, assistant_id)
-    kept: dict[str, Any] = orjson.loads(found.body)
     given = {} if body is None else body.given
     if given.get("model", "") is None:
         del given["model"]
-    changed = encode({**kept, **given})
-    if not await desk.app.store.change_object(caller.project, KIND, assistant_id, changed):
+    changed = await desk.app.store.change_object(caller.project, KIND, assistant_id, encode(given))
+    if changed is None:
         raise not_found(KIND, assistant_id)
-    return _answer(ObjectRecord(KIND, found.id, found.created, changed))
+    return _answer(changed)
 
 
 @router.delete("/{assistant_id}", responses=answers("AssistantDeleted"))

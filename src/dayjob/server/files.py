@@ -28,6 +28,7 @@ from dayjob.server.answers import JSON
 from dayjob.server.described import Responses, answers, answers_pages_of
 from dayjob.server.desk import AtDesk, Desk, id_for
 from dayjob.server.errors import Refused, logger
+from dayjob.server.middleware import FORM_BYTES
 
 router = APIRouter(prefix="/v1", tags=["Files"])
 KIND = "file"
@@ -178,7 +179,7 @@ class Upload:
         self._disposition = b""
         self._filename: str | None = None
         self._pending = bytearray()
-        self._bytes = 0
+        self._bytes = self._arrived = 0
         self._ended = False
 
     async def __aenter__(self) -> Upload:
@@ -194,12 +195,15 @@ class Upload:
 
     async def take(self, piece: bytes) -> None:
         """Raises Refused for what is no form, or too large a file."""
+        self._arrived += len(piece)
         try:
             self._parser.write(piece)
         except FormParserError as problem:
             raise Refused(f"The multipart form is broken: {problem}.") from None
         if self._bytes > self._most_bytes:
             raise Refused(f"file: is larger than {self._most_bytes:,} bytes.", 413, param="file")
+        if self._arrived - self._bytes > FORM_BYTES:
+            raise Refused(f"The multipart form has more than {FORM_BYTES:,} bytes beside its file.", 413)
         if len(self._pending) >= PIECE_BYTES:
             await self._write()
 

@@ -14,7 +14,7 @@ from dayjob.server.bodies import ChangedThread, NewMessage, NewThread
 from dayjob.server.described import answers, answers_pages_of
 from dayjob.server.desk import AtDesk, Desk, id_for
 from dayjob.server.errors import not_found
-from dayjob.server.wire import details_of, not_offered, thread_object
+from dayjob.server.wire import not_offered, thread_object
 from dayjob.values import encode
 
 STOP_SECONDS = 5.0
@@ -50,10 +50,11 @@ async def modify_thread(
     caller: Member, desk: AtDesk, thread_id: str, body: ChangedThread | None = None
 ) -> JSON:
     """Changes the metadata or the tool resources of a thread: each as a whole, if it is given."""
-    found = await desk.thread_of(caller, thread_id)
-    details = encode({**details_of(found), **({} if body is None else body.given)})
-    await desk.app.store.change_thread(thread_id, details)
-    return JSON(thread_object(ThreadRecord(found.id, found.project, found.created, details)))
+    await desk.thread_of(caller, thread_id)
+    changed = await desk.app.store.change_thread(thread_id, encode({} if body is None else body.given))
+    if changed is None:
+        raise not_found("thread", thread_id)
+    return JSON(thread_object(changed))
 
 
 @router.delete("/{thread_id}", responses=answers("ThreadDeleted"))

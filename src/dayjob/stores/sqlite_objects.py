@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 
-from dayjob.kept import AuditRecord, Found, KeyRecord, ObjectRecord, Page
+from dayjob.kept import AuditRecord, Found, KeyRecord, ObjectRecord, Page, with_fields
 from dayjob.stores.sqlite_pages import page_of
 from dayjob.stores.sqlite_threads import SQLiteThreads
 
@@ -43,12 +44,17 @@ class SQLiteObjects(SQLiteThreads):
             )
         )  # fmt: skip
 
-    async def change_object(self, project: str, kind: str, id: str, body: bytes) -> bool:
-        """False: there is no such object."""
+    async def change_object(self, project: str, kind: str, id: str, given: bytes) -> ObjectRecord | None:
+        """Puts the fields that are given in the place of those of its body. None: there is no such object."""
 
-        def transaction(connection: sqlite3.Connection) -> bool:
+        def transaction(connection: sqlite3.Connection) -> ObjectRecord | None:
+            found = find_object(connection, project, kind, id)
+            if found is None:
+                return None
+            changed = replace(found, body=with_fields(found.body, given))
             statement = "UPDATE objects SET body = ? WHERE home = ? AND kind = ? AND id = ?"
-            return bool(connection.execute(statement, (body, project, kind, id)).rowcount)
+            connection.execute(statement, (changed.body, project, kind, id))
+            return changed
 
         return await self._writer.run(transaction)
 

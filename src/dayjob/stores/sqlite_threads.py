@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dayjob.errors import ThreadBusy
-from dayjob.kept import Found, MessageRecord, Page, ThreadRecord
+from dayjob.kept import Found, MessageRecord, Page, ThreadRecord, with_fields
 from dayjob.runs import RunRecord
 from dayjob.stores.sqlite_pages import page_of
 from dayjob.stores.sqlite_reads import SQLiteReads
@@ -49,12 +50,7 @@ class SQLiteThreads(SQLiteReads):
         await self._writer.run(transaction)
 
     async def thread(self, thread: str) -> ThreadRecord | None:
-        def query(connection: sqlite3.Connection) -> ThreadRecord | None:
-            statement = f"SELECT {THREAD_FIELDS} FROM threads WHERE home = ?1 AND id = ?1"
-            row = connection.execute(statement, (thread,)).fetchone()
-            return None if row is None else ThreadRecord(*row)
-
-        return await self._read(query)
+        return await self._read(lambda c: _thread(c, thread))
 
     async def threads(self, project: str, page: Page) -> Found[ThreadRecord]:
         return await self._read(
@@ -64,8 +60,19 @@ class SQLiteThreads(SQLiteReads):
             )
         )  # fmt: skip
 
-    async def change_thread(self, thread: str, details: bytes) -> None:
-        await self._execute("UPDATE threads SET details = ?2 WHERE home = ?1 AND id = ?1", (thread, details))
+    async def change_thread(self, thread: str, given: bytes) -> ThreadRecord | None:
+        """Puts the fields that are given in the place of those of its details. None: there is no such thread."""
+
+        def transaction(connection: sqlite3.Connection) -> ThreadRecord | None:
+            found = _thread(connection, thread)
+            if found is None:
+                return None
+            changed = replace(found, details=with_fields(found.details, given))
+            statement = "UPDATE threads SET details = ?2 WHERE home = ?1 AND id = ?1"
+            connection.execute(statement, (thread, changed.details))
+            return changed
+
+        return await self._writer.run(transaction)
 
     async def delete_thread(self, thread: str) -> bool:
         """Deletes a thread, its messages, and all its runs if they are over. False: there is no such thread."""
@@ -184,6 +191,12 @@ def active_run(connection: sqlite3.Connection, thread: str) -> str | None:
 def active_runs(connection: sqlite3.Connection, thread: str) -> list[str]:
     statement = f"SELECT id FROM runs WHERE thread = ? AND status NOT IN {ENDED} ORDER BY admitted DESC, id"
     return [str(id) for (id,) in connection.execute(statement, (thread,))]
+
+
+def _thread(connection: sqlite3.Connection, thread: str) -> ThreadRecord | None:
+    statement = f"SELECT {THREAD_FIELDS} FROM threads WHERE home = ?1 AND id = ?1"
+    row = connection.execute(statement, (thread,)).fetchone()
+    return None if row is None else ThreadRecord(*row)
 
 
 def _message(connection: sqlite3.Connection, thread: str, id: str) -> MessageRecord | None:
