@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from dataclasses import replace
 from typing import Annotated, Any
@@ -82,9 +81,8 @@ async def create_run(
     request: Request, caller: Member, desk: AtDesk, thread_id: str, body: NewRun
 ) -> Response:
     """Makes a run of a thread. `additional_messages` are added to the thread in the same breath."""
-    _, asked = await asyncio.gather(
-        desk.thread_of(caller, thread_id), _asked(desk, caller, body, body.additional_instructions)
-    )
+    await desk.thread_of(caller, thread_id)
+    asked = await _asked(desk, caller, body, body.additional_instructions)
     added = body.additional_messages or []
     messages = records_of(request, caller, desk, added)
     run = await _submit(request, caller, desk, thread_id, asked, body, messages)
