@@ -87,6 +87,12 @@ class TestRequest:
             "top_k": 3,
         }
 
+    async def test_image_as_data_is_sent_as_it_is(self) -> None:
+        image = {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"}
+        messages = [{"role": "user", "content": [{"type": "image_url", "image_url": image}]}]
+        _, body = await reply_to(says("A dot."), ModelRequest("openai:gpt-test", messages))
+        assert body["messages"] == messages
+
     async def test_key_and_address_come_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with Wire(says("Hi")) as wire:
             monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
