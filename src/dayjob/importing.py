@@ -463,11 +463,14 @@ _ROWS: dict[str, Callable[[dict[str, Any], int, list[tuple[str, str]]], Row]] = 
 
 
 def _json(value: Any) -> bytes:
-    """Equal values give equal bytes.
+    """Equal values give equal bytes. Raises Unfit.
 
     A copy: what orjson returns holds on to the whole buffer that it was written in, which is several times as large.
     """
-    return bytes(memoryview(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)))
+    try:
+        return bytes(memoryview(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)))
+    except orjson.JSONEncodeError:  # it reads deeper than it writes
+        raise Unfit(None, "is nested too deeply") from None
 
 
 class _Placed(NamedTuple):

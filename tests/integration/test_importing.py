@@ -439,6 +439,8 @@ async def test_twice_in_a_file_is_once_and_two_that_differ_are_told_apart(app: D
         (run(usage={"prompt_tokens": 1}), "run_abc123", "usage.completion_tokens", "is missing"),
         (step(run_id=None), "step_abc123", "run_id", "should be a valid string"),
         (assistant(tools=[{"type": "function"}]), "asst_abc123", "tools.0.function", "is missing"),
+        (orjson.dumps(assistant(x=["X"])).replace(b'"X"', b"[" * 300 + b"]" * 300), "asst_abc123", None,
+         "is nested too deeply"),
     ],
 )  # fmt: skip
 async def test_a_line_that_is_wrong_is_named_and_costs_no_other(
