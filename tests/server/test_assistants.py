@@ -96,6 +96,22 @@ async def test_of_two_changes_at_once_none_is_lost(tmp_path: Path) -> None:
         assert kept.to_dict()["metadata"] == {"a": "1"} and kept.to_dict()["tool_resources"] == files
 
 
+async def test_one_that_is_nested_as_deeply_as_can_be_stored_is_listed_with_the_others(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as here:
+        for deep in range(240, 260):
+            parameters = '{"a":' * deep + '"ü"' + "}" * deep
+            tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {parameters}}}}}'
+            body = f'{{"model": "m", "tools": [{tool}]}}'.encode()
+            kind = {"content-type": "application/json"}
+            made = await here.http.post("/assistants", content=body, headers=kind)
+            listed = await here.http.get("/assistants", params={"limit": 1})
+            assert (listed.status_code, made.status_code in (200, 400)) == (200, True)
+        assert made.status_code == 400
+        assert "ü" in listed.text
+
+
 async def test_a_deleted_assistant_is_gone(tmp_path: Path) -> None:
     async with serving(tmp_path) as here:
         assistants = here.client.beta.assistants
