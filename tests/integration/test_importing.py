@@ -310,6 +310,8 @@ async def test_runs_are_listed_by_when_they_were_made_and_not_by_their_ids(app: 
     await take(app, thread(), run("run_zzz"), run("run_aaa", AT + 50))
     new = await app.submit(app.jobs["assistant"](AssistantRun("a", "m")))
     assert [each.id for each in await app.runs()] == [new.id, "run_aaa", "run_zzz"]
+    page = await app.store.runs_page("default", Page(2))
+    assert [each.id for each in page.rows] == [new.id, "run_aaa"] and page.more
     assert [each.id for each in await app.runs(before="run_aaa")] == ["run_zzz"]
 
 
