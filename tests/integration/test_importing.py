@@ -310,6 +310,8 @@ async def test_runs_are_listed_by_when_they_were_made_and_not_by_their_ids(app: 
     await take(app, thread(), run("run_zzz"), run("run_aaa", AT + 50))
     new = await app.submit(app.jobs["assistant"](AssistantRun("a", "m")))
     assert [each.id for each in await app.runs()] == [new.id, "run_aaa", "run_zzz"]
+    page = await app.store.runs_page("default", Page(2))
+    assert [each.id for each in page.rows] == [new.id, "run_aaa"] and page.more
     assert [each.id for each in await app.runs(before="run_aaa")] == ["run_zzz"]
 
 
@@ -403,9 +405,6 @@ async def test_twice_in_a_file_is_once_and_two_that_differ_are_told_apart(app: D
 # --- refused ---------------------------------------------------------------------------------------
 
 
-DEEP = orjson.dumps(assistant(tool_resources={"a": "X"})).replace(b'"X"', b"[" * 300 + b"]" * 300)
-
-
 @pytest.mark.parametrize(
     ("line", "id", "field", "reason"),
     [
@@ -442,7 +441,8 @@ DEEP = orjson.dumps(assistant(tool_resources={"a": "X"})).replace(b'"X"', b"[" *
         (run(usage={"prompt_tokens": 1}), "run_abc123", "usage.completion_tokens", "is missing"),
         (step(run_id=None), "step_abc123", "run_id", "should be a valid string"),
         (assistant(tools=[{"type": "function"}]), "asst_abc123", "tools.0.function", "is missing"),
-        (DEEP, "asst_abc123", None, "is nested too deeply"),
+        (orjson.dumps(assistant(x=["X"])).replace(b'"X"', b"[" * 300 + b"]" * 300), "asst_abc123", None,
+         "is nested too deeply"),
     ],
 )  # fmt: skip
 async def test_a_line_that_is_wrong_is_named_and_costs_no_other(

@@ -64,7 +64,7 @@ CREATE UNIQUE INDEX runs_id ON runs (id);
 CREATE UNIQUE INDEX runs_submit_key ON runs (project, job, submit_key) WHERE submit_key IS NOT NULL;
 CREATE UNIQUE INDEX runs_active_thread ON runs (thread)
     WHERE thread IS NOT NULL AND admitted = 1
-      AND status NOT IN ('completed', 'incomplete', 'failed', 'cancelled', 'expired');
+      AND status NOT IN ('cancelled', 'completed', 'expired', 'failed', 'incomplete');  -- this order is ENDED's
 CREATE INDEX runs_claimable ON runs (queue, priority DESC, id, job, version)
     WHERE worker IS NULL AND admitted = 1 AND status IN ('queued', 'cancelling', 'unwinding');
 CREATE INDEX runs_held ON runs (worker) WHERE worker IS NOT NULL;

@@ -215,11 +215,12 @@ class SQLiteReads:
         where = "".join(f" AND {name} = :{name}" for name in filters)
         if tag is not None:
             where += " AND EXISTS (SELECT 1 FROM json_each(CAST(tags AS TEXT)) WHERE value = :tag)"
+        project_field = "+project" if parent or thread else "project"  # as in `runs`
         values = {**filters, "project": project, "tag": tag}
         return await self._read(
             lambda c: page_of(
-                c, page, columns=RUN_FIELDS, table="runs", where=f"project = :project{where}",
-                among="project = :project", order="id", values=values, make=run_of,
+                c, page, columns=RUN_FIELDS, table="runs", where=f"{project_field} = :project{where}",
+                among="project = :project", order="created, id", values=values, make=run_of,
             )
         )  # fmt: skip
 
@@ -334,7 +335,8 @@ class SQLiteReads:
     async def open_actions(self, run: str | None, project: str | None = None) -> list[StepRecord]:
         """Steps that a person or a client has to answer, of one run or of all that are not over, oldest first."""
         if project is not None:
-            return await self._open(f"runs.project = ? AND {_IS_ACTION}", run, [project])
+            # The plus keeps SQLite from reading the journals of a whole project for the few steps that are open.
+            return await self._open(f"+runs.project = ? AND {_IS_ACTION}", run, [project])
         return await self._open(_IS_ACTION, run)
 
     async def _open(self, which: str, run: str | None, values: Sequence[str] = ()) -> list[StepRecord]:

@@ -53,9 +53,10 @@ class SQLiteThreads(SQLiteReads):
         return await self._read(lambda c: _thread(c, thread))
 
     async def threads(self, project: str, page: Page) -> Found[ThreadRecord]:
+        where = "project = :project AND home = id"  # always so; a cursor is found by its primary key
         return await self._read(
             lambda c: page_of(
-                c, page, columns=THREAD_FIELDS, table="threads", where="project = :project", order="created, id",
+                c, page, columns=THREAD_FIELDS, table="threads", where=where, order="created, id",
                 values={"project": project}, make=lambda row: ThreadRecord(*row),
             )
         )  # fmt: skip
@@ -189,7 +190,9 @@ def active_run(connection: sqlite3.Connection, thread: str) -> str | None:
 
 
 def active_runs(connection: sqlite3.Connection, thread: str) -> list[str]:
-    statement = f"SELECT id FROM runs WHERE thread = ? AND status NOT IN {ENDED} ORDER BY admitted DESC, id"
+    # Each half by an index of its own, which holds no run that is over: a thread may have had thousands.
+    half = f"SELECT id, admitted FROM runs WHERE thread = ?1 AND status NOT IN {ENDED} AND admitted ="
+    statement = f"SELECT id FROM ({half} 1 UNION ALL {half} 0) ORDER BY admitted DESC, id"
     return [str(id) for (id,) in connection.execute(statement, (thread,))]
 
 
