@@ -37,6 +37,7 @@ from dayjob.server.described import TAGS, describe
 from dayjob.server.desk import Desk
 from dayjob.server.errors import REFUSALS, answer_errors
 from dayjob.server.middleware import Frame, Gate, Streams
+from dayjob.server.reference import add_reference
 from dayjob.server.settings import Settings
 from dayjob.server.watching import Watches
 
@@ -54,8 +55,8 @@ def create_server(app: Dayjob, settings: Settings) -> FastAPI:
         await audit.flush()
 
     server = FastAPI(
-        title="Dayjob", version=version("dayjob"), description=__doc__, lifespan=lifespan, redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None, responses=REFUSALS,
+        title="Dayjob", version=version("dayjob"), description=__doc__, lifespan=lifespan, openapi_url=None,
+        docs_url=None, redoc_url=None, responses=REFUSALS,
         openapi_tags=[{"name": name, "description": told} for name, told in TAGS.items()],
     )  # fmt: skip
     server.state.desk = Desk(app, settings, door, Watches(app))
@@ -79,6 +80,7 @@ def create_server(app: Dayjob, settings: Settings) -> FastAPI:
     server.include_router(native.router)
 
     describe(server)
+    add_reference(server)
 
     @server.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
