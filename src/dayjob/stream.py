@@ -92,7 +92,10 @@ class ActionRequired:
 
 @dataclass(frozen=True, slots=True)
 class StatusChanged:
-    """The status is another than the one given before. `run` is without its input. A terminal one is the end."""
+    """The status is another than the one given before, or may have been meanwhile: it waits for something else.
+
+    `run` is without its input. A terminal one is the end.
+    """
 
     run: RunRecord
     position: str
@@ -194,12 +197,13 @@ class _Follower:
         if since.more:
             return
         open = {_mark(row.key, row.attempt): row for row in since.actions}
+        moved = self.told != open.keys()  # perhaps it went on in between, and waits again
         self.told &= open.keys()
         for mark, row in open.items():
             if mark not in self.told:
                 self.told.add(mark)
                 yield ActionRequired(action_of(row), self.position)
-        if since.run.status != self.status:
+        if since.run.status != self.status or (moved and self.status == Status.REQUIRES_ACTION):
             self.status = since.run.status
             yield StatusChanged(since.run, self.position)
 
