@@ -197,8 +197,8 @@ def status_of(run: RunRecord, needs_client: bool) -> str:
             return "requires_action" if needs_client else "in_progress"
         case Status.WAITING:
             return "in_progress"
-        case Status.UNWINDING:
-            return "cancelling" if run.outcome == Status.CANCELLED else "in_progress"
+        case Status.CANCELLING | Status.UNWINDING:
+            return "cancelling" if run.outcome in (None, Status.CANCELLED) else "in_progress"
     return str(run.status)
 
 
