@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from dayjob import Dayjob, tool
@@ -167,6 +171,48 @@ async def test_what_is_said_again_after_a_crash_is_no_second_message(tmp_path: P
             rest = await rest_of(here, of(whole), earlier)
             check(rest, told[: number + 1])
             same(rest, told[number + 1 :])
+
+
+DYING = """
+import asyncio, sys
+from pathlib import Path
+import orjson
+from tests.server.serving import serving
+from tests.server.test_stream_rules import begin, frames
+from tests.server.wire_rules import Speaker
+
+async def main():
+    async with serving(Path(sys.argv[1]), model=Speaker([(["Hel", "lo"], asyncio.Event())])) as here:
+        path, body = await begin(here)
+        async for each in frames(here, "POST", path, json=body):
+            print(orjson.dumps(each).decode(), flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_server_that_is_killed_is_followed_on_by_another_which_says_something_else(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", DYING, str(tmp_path)]
+    path = os.pathsep.join(each for each in sys.path if each)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert process.stdout is not None
+    seen: list[Told] = []
+    while "".join(said_in(seen).values()) != "Hello":
+        seen.append(tuple(orjson.loads(await process.stdout.readline())))
+    process.kill()
+    await process.communicate()
+    async with serving(tmp_path, model=Speaker([(["Good ", "day, Sir."], "stop")], pause=0.01)) as here:
+        for count in range(len(seen), 0, -1):
+            rest = await rest_of(here, of(seen), seen[count - 1][0])
+            check(rest, seen[:count])
+            (completed,) = [data for _, name, data in rest if name == "thread.message.completed"]
+            assert completed["content"][0]["text"]["value"] == "Good day, Sir."
+            (text,) = said_in([*seen[:count], *rest]).values()
+            assert text == ("Helloday, Sir." if said_in(seen[:count]) else "Good day, Sir.")
 
 
 @pytest.mark.parametrize(
