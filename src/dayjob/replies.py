@@ -166,6 +166,10 @@ class ModelCall:
             row = self._row(
                 run, key, name, started, fingerprint, model, prompt, reply, error, again is not None
             )
+            if reply is None and pieces:  # who heard a part of it, at whatever server, is owed the rest
+                row.value = run.encode(
+                    f"model step {name!r}", {"text": "".join(pieces), "tool_calls": [], "finish": ""}
+                )
             run.scope.prompt = prompt
             prompt.stored_by = f"{row.attempt}:{row.key}"
             more: dict[str, Any] = {"messages": prompt.new}

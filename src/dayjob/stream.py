@@ -92,7 +92,10 @@ class ActionRequired:
 
 @dataclass(frozen=True, slots=True)
 class StatusChanged:
-    """The status is another than the one given before. `run` is without its input. A terminal one is the end."""
+    """The status is another than the one given before, or may have been meanwhile: it waits for something else.
+
+    `run` is without its input. A terminal one is the end.
+    """
 
     run: RunRecord
     position: str
@@ -130,11 +133,6 @@ def place_of(position: str) -> tuple[int, str | None]:
     """The seq and the status of a position. Raises InputError if it is none."""
     follower = _Follower(position)
     return follower.seq, follower.status
-
-
-def heard_at(position: str) -> dict[str, int]:
-    """How many characters were given of each answer under way, by its mark. Raises InputError if it is none."""
-    return {mark: heard.offset for mark, heard in _Follower(position).heard.items()}
 
 
 @dataclass(slots=True)
@@ -198,18 +196,19 @@ class _Follower:
             yield from self._finished(row)
         if since.more:
             return
-        open = {mark_of(row.key, row.attempt): row for row in since.actions}
+        open = {_mark(row.key, row.attempt): row for row in since.actions}
+        moved = self.told != open.keys()  # perhaps it went on in between, and waits again
         self.told &= open.keys()
         for mark, row in open.items():
             if mark not in self.told:
                 self.told.add(mark)
                 yield ActionRequired(action_of(row), self.position)
-        if since.run.status != self.status:
+        if since.run.status != self.status or (moved and self.status == Status.REQUIRES_ACTION):
             self.status = since.run.status
             yield StatusChanged(since.run, self.position)
 
     def _finished(self, row: StepRecord) -> Iterator[Happening]:
-        mark, said = mark_of(row.key, row.attempt), None
+        mark, said = _mark(row.key, row.attempt), None
         heard = self.heard.get(mark) if row.kind == Kind.MODEL else None
         if heard is not None and heard.epoch == row.epoch:
             rest, offset = _text_of(row)[heard.offset :], heard.offset
@@ -225,9 +224,9 @@ class _Follower:
     def live(self, speeches: Mapping[str, Speech]) -> Started | Text | None:
         """The next of what is said in this process and was not given; None: nothing."""
         if self.over:
-            self.over &= {(mark_of(each.key, each.attempt), each.epoch) for each in speeches.values()}
+            self.over &= {(_mark(each.key, each.attempt), each.epoch) for each in speeches.values()}
         for speech in speeches.values():
-            mark = mark_of(speech.key, speech.attempt)
+            mark = _mark(speech.key, speech.attempt)
             if (mark, speech.epoch) in self.over:
                 continue  # its row was given already, and its call is about to notice
             heard = self.heard.get(mark)
@@ -252,8 +251,7 @@ def _next_of(speech: Speech, heard: _Heard) -> str:
 
 
 @lru_cache(10_000)
-def mark_of(key: str, attempt: int) -> str:
-    """How a position names an answer: a model's step, and the attempt at it."""
+def _mark(key: str, attempt: int) -> str:
     return blake2b(f"{attempt}:{key}".encode(), digest_size=4).hexdigest()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from fastapi import FastAPI
 from openai import AsyncOpenAI, OpenAI
 
 from dayjob import Dayjob
@@ -35,6 +36,7 @@ class Serving:
     client: AsyncOpenAI
     http: httpx2.AsyncClient
     desk: Desk
+    server: FastAPI
     stack: AsyncExitStack
 
     async def client_of(self, project: str) -> AsyncOpenAI:
@@ -86,7 +88,7 @@ async def serving(
         headers = {"authorization": f"Bearer {secret}"}
         http = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, headers=headers, timeout=20))
         client = await stack.enter_async_context(strict(url, secret))
-        yield Serving(app, model, url, secret, client, http, server.state.desk, stack)
+        yield Serving(app, model, url, secret, client, http, server.state.desk, server, stack)
 
 
 def function(name: str, **properties: Any) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def frame(name: str, data: Mapping[str, Any], id: str | None = None) -> bytes:
 class EventStream(Response):
     """Answers with what a generator gives, until it ends or the client is gone; closes it in any case.
 
-    A client that leaves what it was sent lying for `stalled_seconds` counts as gone.
+    A client that leaves what it was sent lying for `stalled_seconds` counts as gone. `last_words` are what is
+    said when the server stops.
     """
 
     media_type = "text/event-stream"
@@ -43,13 +44,16 @@ class EventStream(Response):
         chunks: AsyncGenerator[bytes, None],
         stalled_seconds: float,
         headers: Mapping[str, str] | None = None,
+        last_words: bytes = b"",
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._chunks = chunks
         self._stalled_seconds = stalled_seconds
+        self._last_words = last_words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["last_words"] = self._last_words
         writing = asyncio.create_task(self._write(send))
         leaving = asyncio.create_task(_gone(receive))
         try:

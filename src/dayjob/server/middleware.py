@@ -114,7 +114,7 @@ class Frame:
             refused.headers["retry-after"] = "1"
             await refused(scope, answer.body, answer)
         elif answer.streams:
-            await answer({"type": "http.response.body", "body": b""})
+            await answer({"type": "http.response.body", "body": scope["state"].get("last_words", b"")})
 
     def _note(self, scope: Scope, id: str, status: int) -> None:
         if scope["method"] in SAFE and status not in (401, 403):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from dayjob.server.described import answers, answers_or_streams, answers_pages_o
 from dayjob.server.desk import AtDesk, Desk, submit_key_for
 from dayjob.server.errors import Refused
 from dayjob.server.events import EventStream
-from dayjob.server.streams import events_of, parsed
+from dayjob.server.streams import LAST_WORDS, Place, events_of
 from dayjob.server.threads import has_attachments, new_thread, records_of
 from dayjob.server.wire import (
     ClientCall,
@@ -119,8 +120,10 @@ async def stream_run(
 ) -> Response:
     """The stream of a run from its beginning, or after the event that the client saw last."""
     run = await desk.assistants_run_of(caller, thread_id, run_id)
-    parsed(last_event_id)
-    return EventStream(events_of(desk, run, last_event_id), desk.settings.stalled_seconds)
+    Place.of(last_event_id)
+    return EventStream(
+        events_of(desk, run, last_event_id), desk.settings.stalled_seconds, last_words=LAST_WORDS
+    )
 
 
 @router.post(OF_RUN, responses=answers("Run"))
@@ -155,15 +158,17 @@ async def submit_tool_outputs(
         run = await desk.assistants_run_of(caller, thread_id, run_id)
         steps = await desk.app.store.steps(run_id)
         required = calls_required(run, steps)
-        after = f"{position_at(max((row.seq or 0 for row in steps), default=0), 'requires_action')}~0"
         if not required or not _fit(required, body.tool_outputs):
-            if _was_handed_in(desk, steps, body.tool_outputs):
-                return await _answer(desk, run, body.stream, after=after)
+            handed_in = _handed_in(desk, steps, body.tool_outputs)
+            if handed_in is not None:
+                return await _answer(desk, run, body.stream, after=_waiting_at(steps, handed_in))
             if not required:
                 raise _takes_none(status_of(run, False))
         with contextlib.suppress(UnknownAction):
             await desk.app.answer_all(run_id, _answers(required, body.tool_outputs), by=caller.who)
-            return await _answer(desk, replace(run, status=Status.QUEUED), body.stream, after=after)
+            return await _answer(
+                desk, replace(run, status=Status.QUEUED), body.stream, after=_waiting_at(steps)
+            )
     raise _takes_none(Status.EXPIRED)  # nobody was: the time of the calls is up, and the run's end near
 
 
@@ -228,7 +233,9 @@ async def _answer(
 ) -> Response:
     """The answer to what sets a run going."""
     if stream:
-        return EventStream(events_of(desk, run, after, thread), desk.settings.stalled_seconds, headers)
+        return EventStream(
+            events_of(desk, run, after, thread), desk.settings.stalled_seconds, headers, last_words=LAST_WORDS
+        )
     return JSON(await _body(desk, run), headers=headers)
 
 
@@ -259,12 +266,19 @@ def _fit(calls: list[ClientCall], outputs: list[ToolOutput]) -> bool:
     return sorted(call.id for call in calls) == sorted(output.tool_call_id for output in outputs)
 
 
-def _was_handed_in(desk: Desk, steps: list[StepRecord], outputs: list[ToolOutput]) -> bool:
-    """Whether these very outputs were taken before, by a request whose answer may have got lost."""
+def _waiting_at(steps: list[StepRecord], until: float = math.inf) -> str:
+    """The id of the event that told the client to hand in outputs, which it did at that time."""
+    seen = max((row.seq or 0 for row in steps if (row.ended or 0.0) <= until), default=0)
+    status = Status.REQUIRES_ACTION
+    return f"{position_at(seen, status)}~0~{status}"
+
+
+def _handed_in(desk: Desk, steps: list[StepRecord], outputs: list[ToolOutput]) -> float | None:
+    """When these very outputs were taken, by a request whose answer may have got lost; None: never."""
     for calls in client_calls(steps):
         if not _fit(calls, outputs):
             continue
         answers = _answers(calls, outputs)
         if all(call.given == desk.app.redact(encode(answers[call.action])) for call in calls):
-            return True
-    return False
+            return min(call.row.answered_at or math.inf for call in calls)
+    return None

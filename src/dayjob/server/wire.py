@@ -23,6 +23,8 @@ RATE_LIMITED, REFUSED = "ModelRateLimited", "ModelRefused"
 BAD_REQUEST = "(400)"
 """A refused key or an unknown model are refusals too: only this one is the prompt's fault."""
 INVALID_PROMPT = ("WindowTooSmall", "ValueTooLarge")
+UNMADE = ("length", "content_filter")
+"""The replies that were cut off, by how they finished."""
 ENDED_STEP = {
     Status.CANCELLED: "cancelled",
     Status.EXPIRED: "expired",
@@ -195,8 +197,8 @@ def status_of(run: RunRecord, needs_client: bool) -> str:
             return "requires_action" if needs_client else "in_progress"
         case Status.WAITING:
             return "in_progress"
-        case Status.UNWINDING:
-            return "cancelling" if run.outcome == Status.CANCELLED else "in_progress"
+        case Status.CANCELLING | Status.UNWINDING:
+            return "cancelling" if run.outcome in (None, Status.CANCELLED) else "in_progress"
     return str(run.status)
 
 
@@ -306,7 +308,7 @@ def step_objects(run: RunRecord, steps: Sequence[StepRecord]) -> list[dict[str, 
         value = _value(row)
         if value["text"]:
             made.append(message_step(run, row))
-        if value["tool_calls"]:
+        if calls_of(row):
             made.append(calls_step(run, row, ends))
     return made
 
@@ -368,8 +370,9 @@ def calls_begun(run: RunRecord, row: StepRecord) -> Iterator[tuple[str, dict[str
 
 
 def calls_of(row: StepRecord) -> list[Any]:
-    """The calls that a model's row asks for: (id, name, arguments)."""
-    calls: list[Any] = _value(row)["tool_calls"]
+    """The calls that a model's row asks for: (id, name, arguments). Of a reply that was cut off none is made."""
+    value = _value(row)
+    calls: list[Any] = [] if value.get("finish") in UNMADE else value["tool_calls"]
     return calls
 
 
