@@ -99,5 +99,6 @@ def request_of(run: RunRecord) -> AssistantRun:
 
 def _context(request: AssistantRun) -> Policy:
     window = min(DEFAULT_WINDOW, request.max_prompt_tokens or DEFAULT_WINDOW)
-    last = request.truncation_strategy.get("last_messages")
+    strategy = request.truncation_strategy
+    last = strategy.get("last_messages") if strategy.get("type") == "last_messages" else None
     return replace(auto(window), opens_with=last or MOST_MESSAGES, silent=True)
