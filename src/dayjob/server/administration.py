@@ -11,7 +11,7 @@ from dayjob.kept import KeyRecord
 from dayjob.server.access import Admin, Role, new_key
 from dayjob.server.answers import JSON
 from dayjob.server.desk import AtDesk
-from dayjob.server.errors import not_found
+from dayjob.server.errors import Refused, not_found
 
 router = APIRouter(prefix="/api", tags=["administration"])
 
@@ -33,6 +33,8 @@ async def list_keys(desk: AtDesk, caller: Admin) -> JSON:
 @router.post("/keys")
 async def create_key(wanted: NewKey, desk: AtDesk, caller: Admin) -> JSON:
     """The answer holds the key's secret, which is nowhere else and never shown again."""
+    if not wanted.name.isprintable():  # it is shown on terminals
+        raise Refused("Invalid 'name': expected characters that can be printed.", param="name")
     secret, key = new_key(caller.project, wanted.role, wanted.name, desk.app.now())
     await desk.app.store.add_key(key)
     desk.door.forget()
