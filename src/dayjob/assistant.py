@@ -115,7 +115,8 @@ def _model(run: Run, request: AssistantRun, seeing: Seeing | None) -> str | Mode
 
 
 def _context(request: AssistantRun, offered: Iterable[Tool[..., Any] | ClientTool]) -> Policy:
-    last = request.truncation_strategy.get("last_messages")
+    strategy = request.truncation_strategy
+    last = strategy.get("last_messages") if strategy.get("type") == "last_messages" else None
     policy = auto(DEFAULT_WINDOW)
     if request.max_prompt_tokens is not None:
         policy = _surely_within(request.max_prompt_tokens, [definition_of(tool) for tool in offered])

@@ -459,6 +459,7 @@ async def test_an_entry_sent_again_writes_each_of_its_parts_once(store: Store) -
     assert await store.send(run.id, InboxItem("evt_1", "event", b"1"))
     opened.outcome, opened.seq, opened.value = Outcome.VALUE, 1, b"1"
     note = row(run, "append", 2, kind=Kind.NOTE)
+    await store.create_thread("default", "t1")
     for _ in range(2):
         sent = put(store, run, note, append=("t1", MessageRecord("msg_1", b'{"role":"user"}', 1.0)))
         assert await put(store, run, update=(opened,), consumed="evt_1") == "durable"
@@ -1401,6 +1402,7 @@ async def test_messages_of_a_thread_are_numbered_and_read_up_to_a_number(store: 
 async def test_many_who_append_at_once_leave_no_gap(bench: Bench) -> None:
     stores = [bench.open() for _ in range(2)]
     messages = [MessageRecord(f"m{number}", b"{}", 1.0) for number in range(40)]
+    await stores[0].create_thread("default", "t1")
     await asyncio.gather(*(stores[n % 2].append_message("t1", each) for n, each in enumerate(messages)))
     assert [n for n, _, _ in await stores[0].thread_messages("t1")] == list(range(1, 41))
 

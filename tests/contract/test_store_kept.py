@@ -96,6 +96,15 @@ async def test_a_busy_thread_takes_no_message_and_loses_none(store: Store) -> No
     assert not await store.delete_message("t", "msg_5")
 
 
+async def test_a_thread_that_is_not_there_takes_no_message(store: Store) -> None:
+    assert await store.append_message("t", message(1)) is None
+    await talk(store)
+    assert await store.append_message("t", message(1)) == await store.message("t", "msg_1")
+    await store.delete_thread("t")
+    assert await store.append_message("t", message(2)) is None
+    assert await ids(store, Page()) == ([], False)
+
+
 async def test_details_of_threads_messages_and_runs_are_changed_and_nothing_else(store: Store) -> None:
     await store.create_thread("p", "t", b'{"a":1}', [message(1)], created=7.0)
     await store.create_thread("p", "t", b'{"b":1}')
@@ -118,6 +127,8 @@ async def test_details_of_threads_messages_and_runs_are_changed_and_nothing_else
 async def test_a_deleted_thread_takes_what_is_over_along_and_leaves_what_is_at_work(store: Store) -> None:
     await talk(store, message(1))
     run = await store.submit(new_run(work(), b"{}", 1.0, home="t", thread="t"), "refuse")
+    with pytest.raises(ThreadBusy):
+        await store.delete_thread("t", when_busy="refuse")
     assert await store.delete_thread("t")
     assert (await store.thread("t"), await store.message("t", "msg_1")) == (None, None)
     assert await store.get(run.id) is not None

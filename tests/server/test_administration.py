@@ -48,7 +48,9 @@ async def test_an_admin_of_one_project_sees_and_revokes_no_key_of_another(servin
     assert (await b.get("/api/keys")).status_code == 200
 
 
-@pytest.mark.parametrize("body", [{}, {"name": ""}, {"name": "x", "role": "god"}, {"name": "x" * 101}])
+@pytest.mark.parametrize(
+    "body", [{}, {"name": ""}, {"name": "x", "role": "god"}, {"name": "x" * 101}, {"name": "\x1b[8m"}]
+)
 async def test_a_key_that_is_asked_for_wrongly_is_refused(serving: Any, body: dict[str, Any]) -> None:
     served = await serving()
     answer = await (await served.http()).post("/api/keys", json=body)

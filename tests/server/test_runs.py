@@ -134,6 +134,19 @@ async def test_what_a_run_says_takes_the_place_of_what_its_assistant_says(tmp_pa
         assert [each.id for each in of_run] == [said[0].id]
 
 
+async def test_a_number_of_messages_counts_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    async with serving(tmp_path, ["First.", "Second."]) as here:
+        assistant = await here.client.beta.assistants.create(model="m")
+        thread = await here.client.beta.threads.create(messages=[{"role": "user", "content": "a"}] * 3)
+        for type in ("auto", "last_messages"):
+            await here.client.beta.threads.runs.create_and_poll(
+                thread_id=thread.id,
+                assistant_id=assistant.id,
+                truncation_strategy={"type": type, "last_messages": 2},  # type: ignore[typeddict-item]
+            )
+        assert [len(request.messages) for request in here.model.requests] == [3, 2]
+
+
 async def test_a_thread_and_its_run_are_made_together(tmp_path: Path) -> None:
     async with serving(tmp_path, ["Hi.", "Ho."]) as here:
         threads = here.client.beta.threads

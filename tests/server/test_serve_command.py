@@ -16,6 +16,7 @@ import pytest
 
 from dayjob import Dayjob
 from dayjob.cli.files import load
+from dayjob.cli.printing import log_event
 from tests.acceptance.command_line import JOBS, CommandLine, text_of, until
 
 DESK = JOBS / "desk.py"
@@ -143,6 +144,14 @@ async def test_a_key_that_is_made_meanwhile_shuts_the_door(dayjob: CommandLine, 
         until(
             lambda: httpx.get(f"{url}/v1/models", headers=bearer).status_code == 401, "the key to be refused"
         )
+
+
+def test_what_a_client_writes_begins_no_line_in_the_log_and_does_not_steer_the_terminal(capsys: Any) -> None:
+    forged = "\x1b[8m\n12:00:00  run_2 echo completed"
+    log_event("run.settled", {"run": "run_1", "job": "echo", "status": "cancelled", "reason": forged})
+    told = capsys.readouterr().out
+    assert "run_2 echo completed" in told
+    assert "\x1b" not in told and len(told.splitlines()) == 1
 
 
 # --- stopping --------------------------------------------------------------------------------------

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
+from dayjob.errors import UnknownRun
 from dayjob.models.scripted import Delay
 from tests.server.serving import serving
 from tests.until import until
@@ -74,6 +78,29 @@ async def test_a_thread_that_is_deleted_at_work_takes_its_runs_along(tmp_path: P
                 await call(run.id, thread_id=thread.id)
             assert refused.value.body["message"] == f"No run found with id '{run.id}'."
         assert await here.app.store.thread_messages(thread.id) == []
+
+
+async def test_what_is_made_while_its_thread_is_deleted_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with serving(tmp_path, lambda request: "Hello.") as here:
+        assistant = (await here.http.post("/assistants", json={"model": "m"})).json()["id"]
+        user = {"role": "user", "content": "Hello?"}
+
+        async def end() -> tuple[str, list[Any]]:
+            thread = (await here.http.post("/threads", json={"messages": [user]})).json()["id"]
+            _, *made = await asyncio.gather(
+                here.http.delete(f"/threads/{thread}"),
+                here.http.post(f"/threads/{thread}/runs", json={"assistant_id": assistant}),
+                here.http.post(f"/threads/{thread}/messages", json=user),
+            )
+            return thread, [each.json() for each in made]
+
+        for thread, made in [await end() for _ in range(20)]:
+            if (await here.http.get(f"/threads/{thread}")).status_code == 404:
+                for run in (each for each in made if each.get("object") == "thread.run"):
+                    with contextlib.suppress(UnknownRun):
+                        await here.app.until_settled(run["id"], 10)
+                        assert not await here.app.store.get(run["id"]), run["id"]
+                assert await here.app.store.thread_messages(thread) == []
 
 
 async def test_one_project_sees_nothing_of_another(tmp_path: Path) -> None:

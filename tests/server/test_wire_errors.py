@@ -63,6 +63,8 @@ LONG = {str(n): "x" for n in range(17)}
         ("/threads/T/runs", {**RUN, "tool_choice": "maybe"}, "tool_choice", "Invalid 'tool_choice'"),
         ("/threads/T/runs", {**RUN, "truncation_strategy": {"type": "last_messages", "last_messages": 0}},
          "truncation_strategy.last_messages", "expected a value >= 1, but got 0"),
+        ("/threads/T/runs", {**RUN, "truncation_strategy": {"type": "last_messages"}}, "truncation_strategy",
+         "'last_messages' needs the number of them"),
         ("/threads/T/runs", {**RUN, "additional_messages": [{**USER, "metadata": LONG}]},
          "additional_messages.0.metadata", "at most 16"),
     ],

@@ -272,4 +272,9 @@ def log_event(name: str, fields: dict[str, Any]) -> None:
         "worker.stopped": lambda: "stopped",
     }.get(name)
     if told is not None:
-        out.print(Text.assemble((trace.clock(time.time()) + "  ", "dim"), told()), soft_wrap=True)
+        out.print(Text.assemble((trace.clock(time.time()) + "  ", "dim"), _one_line(told())), soft_wrap=True)
+
+
+def _one_line(text: str) -> str:
+    """What clients and models wrote begins no line of its own in the log, and does not steer the terminal."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)

@@ -187,6 +187,8 @@ class _Engine:
         try:
             path = self._path or _packaged_model()
             self._read_ahead(path)
+            if self._stopping:
+                raise ModelUnavailable("the local model was closed")
             self._server = _server(path, self._window)
             self.model = path.stem
         except ModelError as error:

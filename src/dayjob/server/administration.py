@@ -12,7 +12,7 @@ from dayjob.server.access import Admin, Role, new_key
 from dayjob.server.answers import JSON
 from dayjob.server.described import gives
 from dayjob.server.desk import AtDesk
-from dayjob.server.errors import not_found
+from dayjob.server.errors import Refused, not_found
 from dayjob.server.native_bodies import Everything, Given
 
 router = APIRouter(prefix="/api", tags=["Administration"])
@@ -82,6 +82,8 @@ async def list_keys(desk: AtDesk, caller: Admin) -> JSON:
 @router.post("/keys", responses=gives(NewKeyBody, {**KEY_EXAMPLE, "secret": "dj_4JkWq8Zp…"}))
 async def create_key(wanted: NewKey, desk: AtDesk, caller: Admin) -> JSON:
     """The answer holds the key's secret, which is nowhere else and never shown again."""
+    if not wanted.name.isprintable():  # it is shown on terminals
+        raise Refused("Invalid 'name': expected characters that can be printed.", param="name")
     secret, key = new_key(caller.project, wanted.role, wanted.name, desk.app.now())
     await desk.app.store.add_key(key)
     desk.door.forget()

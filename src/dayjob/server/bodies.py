@@ -159,6 +159,12 @@ class Truncation(Body):
     type: Literal["auto", "last_messages"]
     last_messages: Annotated[int, Field(ge=1)] | None = None
 
+    @classmethod
+    def check(cls, strategy: Truncation) -> Truncation:
+        if strategy.type == "last_messages" and strategy.last_messages is None:
+            raise _wrong("Invalid 'truncation_strategy': 'last_messages' needs the number of them.")
+        return strategy
+
 
 # --- messages --------------------------------------------------------------------------------------
 
@@ -306,7 +312,7 @@ class NewRunOfAnyThread(Body):
     stream: bool | None = None
     max_prompt_tokens: MostTokens | None = None
     max_completion_tokens: MostTokens | None = None
-    truncation_strategy: Truncation | None = None
+    truncation_strategy: Annotated[Truncation, AfterValidator(Truncation.check)] | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat = None

@@ -42,6 +42,8 @@ async def create_message(
         made = await desk.app.store.append_message(thread_id, record, desk.settings.when_busy)
     except ThreadBusy as busy:
         raise Refused(f"Can't add messages to {thread_id} while a run {busy.run} is active.") from None
+    if made is None:
+        raise not_found("thread", thread_id)
     return JSON(message_object(made, thread_id, None), headers=not_offered(attached=has_attachments([body])))
 
 

@@ -21,7 +21,8 @@ p { margin: .4rem 0 } .lead, .told { opacity: .75 }
 details { border-top: 1px solid var(--line) } summary { cursor: pointer; padding: .5rem 0; list-style: none }
 summary::-webkit-details-marker { display: none } summary:hover { background: var(--line) }
 code, pre { font: 13px/1.45 ui-monospace, monospace }
-pre { overflow: auto; padding: .7rem; border: 1px solid var(--line); border-radius: .3rem; max-height: 24rem } .verb { display: inline-block; width: 4.2rem; font-weight: 700 }
+pre { overflow: auto; padding: .7rem; border: 1px solid var(--line); border-radius: .3rem; max-height: 24rem }
+.verb { display: inline-block; width: 4.2rem; font-weight: 700 }
 .body { padding: 0 0 1rem 4.2rem } h3 { font-size: .95rem; margin: .9rem 0 .2rem } table { border-collapse: collapse }
 td { padding: .15rem 1rem .15rem 0; vertical-align: top } nav a { margin-right: .9rem; white-space: nowrap }
 """

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 
+from dayjob.errors import ThreadBusy
 from dayjob.kept import MessageRecord, ThreadRecord
 from dayjob.server.access import Caller, Member
 from dayjob.server.answers import JSON, PageAsked, page_body
@@ -18,7 +19,8 @@ from dayjob.server.wire import not_offered, thread_object
 from dayjob.values import encode
 
 STOP_SECONDS = 5.0
-"""So long the deletion of a thread waits for its run to stop."""
+STOPS = 2
+"""So long the deletion of a thread waits for its run to stop, and so often."""
 router = APIRouter(prefix="/threads", tags=["Threads"])
 
 
@@ -61,10 +63,17 @@ async def modify_thread(
 async def delete_thread(caller: Member, desk: AtDesk, thread_id: str) -> JSON:
     """Deletes a thread with all that was said and done in it; a run that is active is cancelled first."""
     await desk.thread_of(caller, thread_id)
-    await _stop_runs(desk, thread_id)
-    if not await desk.app.store.delete_thread(thread_id):
+    if not await _deleted(desk, thread_id):
         raise not_found("thread", thread_id)
     return JSON({"id": thread_id, "object": "thread.deleted", "deleted": True})
+
+
+async def _deleted(desk: Desk, thread: str) -> bool:
+    for _ in range(STOPS):
+        await _stop_runs(desk, thread)
+        with contextlib.suppress(ThreadBusy):  # by one that was made meanwhile, or does not stop
+            return bool(await desk.app.store.delete_thread(thread, when_busy="refuse"))
+    return bool(await desk.app.store.delete_thread(thread))
 
 
 async def _stop_runs(desk: Desk, thread: str) -> None:

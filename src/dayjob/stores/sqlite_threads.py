@@ -17,12 +17,14 @@ from dayjob.stores.writer import Writer
 
 THREAD_FIELDS = "id, project, created, details"
 MESSAGE_FIELDS = "id, message, created, n, run, said, details"
-# A message that is there already stays as it is: what is sent again changes nothing.
+# A message that is there already stays as it is: what is sent again changes nothing. A thread that was deleted
+# meanwhile takes none.
 APPEND = """
 INSERT INTO thread_messages (home, thread, n, id, run, message, created, said, details)
 SELECT :thread, :thread, (SELECT coalesce(max(n), 0) + 1 FROM thread_messages WHERE home = :thread AND thread = home),
        :id, :run, :message, :created, :said, :details
- WHERE true ON CONFLICT (home, thread, id) DO NOTHING
+ WHERE EXISTS (SELECT 1 FROM threads WHERE home = :thread AND id = home)
+    ON CONFLICT (home, thread, id) DO NOTHING
 """
 CREATE_THREAD = """
 INSERT INTO threads (home, id, project, created, details) VALUES (?1, ?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING
@@ -75,11 +77,16 @@ class SQLiteThreads(SQLiteReads):
 
         return await self._writer.run(transaction)
 
-    async def delete_thread(self, thread: str) -> bool:
-        """Deletes a thread, its messages, and all its runs if they are over. False: there is no such thread."""
+    async def delete_thread(self, thread: str, when_busy: str = "leave") -> bool:
+        """Deletes a thread, its messages, and all its runs if they are over. False: there is no such thread.
+
+        Raises ThreadBusy if a run of the thread is active and `when_busy` is "refuse".
+        """
         of_runs = "DELETE FROM objects WHERE home = ? AND kind >= 'step/' AND kind < 'step0'"
 
         def transaction(connection: sqlite3.Connection) -> bool:
+            if when_busy == "refuse":
+                refuse_when_busy(connection, thread)
             gone = connection.execute("DELETE FROM threads WHERE home = ?1 AND id = ?1", (thread,)).rowcount
             connection.execute("DELETE FROM thread_messages WHERE home = ?", (thread,))
             if active_run(connection, thread) is None:
@@ -92,22 +99,20 @@ class SQLiteThreads(SQLiteReads):
 
     async def append_message(
         self, thread: str, message: MessageRecord, when_busy: str = "enqueue"
-    ) -> MessageRecord:
+    ) -> MessageRecord | None:
         """Adds a message; one of the same id that is there already is given back as it is.
 
-        Raises ThreadBusy if a run of the thread is active and `when_busy` is "refuse".
+        None: there is no such thread. Raises ThreadBusy if a run of the thread is active and `when_busy` is "refuse".
         """
 
-        def transaction(connection: sqlite3.Connection) -> MessageRecord:
+        def transaction(connection: sqlite3.Connection) -> MessageRecord | None:
             found = _message(connection, thread, message.id)
             if found is not None:
                 return found
             if when_busy == "refuse":
                 refuse_when_busy(connection, thread)
             append(connection, thread, [message])
-            found = _message(connection, thread, message.id)
-            assert found is not None
-            return found
+            return _message(connection, thread, message.id)
 
         return await self._writer.run(transaction)
 
