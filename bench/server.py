@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from openai import AsyncOpenAI
 
 WORDS = 40
 CADENCE_MS = 20.0
@@ -96,35 +97,37 @@ async def events(http: httpx2.AsyncClient, url: str, body: Any) -> AsyncIterator
                 yield name, None if line[6:] == "[DONE]" else json.loads(line[6:]), at
 
 
-async def direct(http: httpx2.AsyncClient, endpoint: str) -> tuple[float, list[float]]:
+async def direct(official: AsyncOpenAI) -> tuple[float, list[float]]:
     """From asking to the first word, and how late each word is, in milliseconds."""
-    asked, delays = time.monotonic(), []
-    body = {"model": "paced", "stream": True, "messages": [{"role": "user", "content": "Speak."}]}
-    first = 0.0
-    async for _, data, at in events(http, f"{endpoint}/v1/chat/completions", body):
-        said = data["choices"][0]["delta"].get("content") if data else None
-        if said:
+    asked, delays, first = time.monotonic(), list[float](), 0.0
+    stream = await official.chat.completions.create(
+        model="paced", stream=True, messages=[{"role": "user", "content": "Speak."}]
+    )
+    async for chunk in stream:
+        at = time.monotonic()
+        if chunk.choices and (said := chunk.choices[0].delta.content):
             first = first or at - asked
             delays.append(1000 * (at - float(said)))
     return 1000 * first, delays
 
 
-async def through(
-    http: httpx2.AsyncClient, server: str, assistant: str
-) -> tuple[float, list[float], list[str]]:
+async def through(official: AsyncOpenAI, assistant: str, thread: str) -> tuple[float, list[float], list[str]]:
     """The same through a run, with the names of its events."""
     asked, delays, names, first = time.monotonic(), list[float](), list[str](), 0.0
-    body = {
-        "assistant_id": assistant, "stream": True,
-        "thread": {"messages": [{"role": "user", "content": "Speak."}]},
-    }  # fmt: skip
-    async for name, data, at in events(http, f"{server}/v1/threads/runs", body):
-        names.append(name)
-        if name == "thread.message.delta":
+    stream = await official.beta.threads.runs.create(thread, assistant_id=assistant, stream=True)
+    async for event in stream:
+        at = time.monotonic()
+        names.append(event.event)
+        if event.event == "thread.message.delta":
             first = first or at - asked
-            said = data["delta"]["content"][0]["text"]["value"]
+            said = event.data.delta.content[0].text.value
             delays += [1000 * (at - float(word)) for word in said.split()]
     return 1000 * first, delays, names
+
+
+async def new_thread(official: AsyncOpenAI) -> str:
+    made = await official.beta.threads.create(messages=[{"role": "user", "content": "Speak."}])
+    return made.id
 
 
 async def new_assistant(http: httpx2.AsyncClient, server: str) -> str:
@@ -139,21 +142,24 @@ async def streams(folder: Path, rounds: int) -> list[str]:
     with process(sys.executable, script, str(port), str(WORDS), str(CADENCE_MS), port=port):
         environment = {"OPENAI_BASE_URL": f"{endpoint}/v1", "OPENAI_API_KEY": "none"}
         with serving(folder, "openai:paced", "--concurrency", str(MANY), **environment) as server:
-            async with client(MANY) as http:
-                assistant = await new_assistant(http, server)
-                await through(http, server, assistant)
-                sides = [
-                    (await direct(http, endpoint), await through(http, server, assistant))
-                    for _ in range(rounds * 3)
-                ]
-                lines = [_added(sides)]
+            async with (
+                AsyncOpenAI(base_url=f"{endpoint}/v1", api_key="none") as straight,
+                AsyncOpenAI(base_url=f"{server}/v1", api_key="none", timeout=120) as official,
+            ):
+                assistant = (await official.beta.assistants.create(model="paced")).id
+                sides = []
+                for _ in range(rounds * 3 + 1):
+                    thread = await new_thread(official)
+                    sides.append((await direct(straight), await through(official, assistant, thread)))
+                lines = [_added(sides[1:])]
+                threads = [await new_thread(official) for _ in range(MANY)]
                 begun = time.monotonic()
-                many = await asyncio.gather(*(through(http, server, assistant) for _ in range(MANY)))
+                many = await asyncio.gather(*(through(official, assistant, thread) for thread in threads))
                 took = time.monotonic() - begun
                 whole = [
                     names
                     for _, delays, names in many
-                    if len(delays) == WORDS and names[-2:] == ["thread.run.completed", "done"]
+                    if len(delays) == WORDS and names[-1] == "thread.run.completed"
                 ]
                 late = statistics.median(delay for _, delays, _ in many for delay in delays)
                 lines.append(

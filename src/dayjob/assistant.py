@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -101,7 +102,12 @@ def assistant_job(tools: Iterable[Tool[..., Any]] = (), seeing: Seeing | None = 
 
 def request_of(run: RunRecord) -> AssistantRun:
     """What a run of this job was asked for."""
-    found: AssistantRun = convert(orjson.loads(run.input or b"{}")["request"], AssistantRun)
+    return _request(run.input or b"{}")
+
+
+@lru_cache(1_000)
+def _request(input: bytes) -> AssistantRun:
+    found: AssistantRun = convert(orjson.loads(input)["request"], AssistantRun)
     return found
 
 

@@ -271,8 +271,14 @@ def log_event(name: str, fields: dict[str, Any]) -> None:
         "store.failing": lambda: f"! store: {fields['error']}; trying again",
         "worker.stopped": lambda: "stopped",
     }.get(name)
-    if told is not None:
-        out.print(Text.assemble((trace.clock(time.time()) + "  ", "dim"), _one_line(told())), soft_wrap=True)
+    if told is None:
+        return
+    clock, line = trace.clock(time.time()), _one_line(told())
+    if out.is_terminal:
+        out.print(Text.assemble((clock + "  ", "dim"), line), soft_wrap=True)
+    else:  # styling takes a millisecond, in which the event loop does nothing else
+        out.file.write(f"{clock}  {line}\n")
+        out.file.flush()
 
 
 def _one_line(text: str) -> str:
