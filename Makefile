@@ -28,8 +28,8 @@ setup: $(SETUP_STAMP) $(CLIENTS_STAMP) ## install everything (does nothing when 
 demo: setup ## watch a real job work, be killed, and resume
 	$(BIN)/python examples/demo.py
 
-test: setup ## run the tests; narrow them with ARGS="tests/unit -k name"
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## run the tests, a process a core; narrow them with ARGS="tests/unit -k name"
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: setup ## format, lint, types, import rules, docs
 	$(BIN)/ruff format --check .

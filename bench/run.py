@@ -28,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import server
 from floor import JOURNAL, connect, floor_per_second
 
 from dayjob import Dayjob, Run, job, tool
@@ -454,6 +455,9 @@ BENCHES: dict[str, Callable[[Path, argparse.Namespace], Any]] = {
     "parked": lambda folder, given: parked(folder, given.parked),
     "imports": lambda folder, given: imports(given.rounds),
     "recovery": lambda folder, given: recovery(folder),
+    "streams": lambda folder, given: server.streams(folder, given.rounds),
+    "polls": lambda folder, given: server.polls(folder, given.rounds),
+    "messages": lambda folder, given: server.messages(folder, given.rounds),
 }
 
 

@@ -5,19 +5,16 @@ python bench/server.py [streams|polls|messages …] [--rounds 5]
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import sqlite3
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -273,24 +270,3 @@ def _fill(path: Path, threads: int, each: int) -> None:
                 for n in range(1, each + 1)
             ],
         )
-
-
-MEASURES = {"streams": streams, "polls": polls, "messages": messages}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*MEASURES, []], default=[])
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    for name in options.names or MEASURES:
-        folder = Path(tempfile.mkdtemp(prefix="dayjob-bench-"))
-        try:
-            for line in asyncio.run(MEASURES[name](folder, options.rounds)):
-                print(line, flush=True)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    main()
