@@ -21,7 +21,7 @@ from dayjob.cli.files import load
 from dayjob.errors import UnknownAction
 from dayjob.execution import Execution
 from dayjob.runs import Outcome, RunRecord
-from dayjob.stores import Entry, Wanted, open_store
+from dayjob.stores import Entry, Submitted, Wanted, open_store
 from dayjob.testing import Clock, CrashLab
 from tests.failing_stores import Around, Failing
 from tests.until import is_finished, turns, until
@@ -181,18 +181,26 @@ class ReplyLost(Around):
     lost = 0
 
     async def claim(self, wanted: Wanted) -> list[Any]:
-        claimed = await self.store.claim(wanted)
+        return self._heard(await self.store.claim(wanted))
+
+    async def submit_and_claim(self, *submission: Any) -> Submitted:
+        submitted = await self.store.submit_and_claim(*submission)
+        return Submitted(submitted.run, self._heard(submitted.claimed))
+
+    def _heard(self, claimed: list[Any]) -> list[Any]:
         if claimed and not self.lost:
             self.lost = len(claimed)
             return []
         return claimed
 
 
-async def test_a_claim_whose_reply_was_lost_is_queued_again_by_the_heartbeat(url: str) -> None:
+@pytest.mark.parametrize("queued", [True, False], ids=["by a worker", "with the submission"])
+async def test_a_claim_whose_reply_was_lost_is_queued_again_by_the_heartbeat(url: str, queued: bool) -> None:
     store = ReplyLost(open_store(url))
     async with Dayjob(store, worker=False) as app:
+        handles = [await app.submit(leaf(number=number)) for number in range(3 if queued else 0)]
         async with app.worker(beat_seconds=0.05):
-            handles = [await app.submit(leaf(number=number)) for number in range(3)]
+            handles += [await app.submit(leaf(number=number)) for number in range(len(handles), 3)]
             assert await asyncio.gather(*(handle.result(20) for handle in handles)) == [0, 1, 2]
         assert store.lost > 0
         records = [await app.get(handle.id) for handle in handles]

@@ -71,6 +71,8 @@ class EventStream(Response):
         with contextlib.suppress(TimeoutError):
             try:
                 async for chunk in self._chunks:
+                    if not chunk:
+                        continue
                     async with asyncio.timeout(self._stalled_seconds):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
             except DayjobError as problem:  # the client comes back, and is told by then

@@ -134,9 +134,8 @@ async def _told(
     events = RunEvents(run, await desk.app.store.steps(run.id) if seq else [], place)
     if place.is_before:
         first = 1 if thread is not None else 2
-        for number, event in enumerate(events.prelude(thread), first):
-            if number > known:
-                yield frame(*event, f"-{number}")
+        told = list(enumerate(events.prelude(thread), first))
+        yield b"".join(frame(*event, f"-{number}") for number, event in told if number > known)
         known = 0
     quiet = desk.settings.heartbeat_seconds
     async with aclosing(desk.app.streams.follow(run.id, position, quiet_seconds=quiet)) as happenings:
@@ -146,11 +145,13 @@ async def _told(
                 continue
             waiting = await desk.app.store.open_steps(run.id, WAITED_FOR) if _waits(happening) else []
             before, position = (position, events.known), getattr(happening, "position", position)
-            told = list(events.of(happening, waiting))
-            for number, event in enumerate(told[known:], known + 1):
-                place_told = (before, number) if number < len(told) else ((position, events.known), 0)
-                yield frame(*event, _id(*place_told))
-            known = 0 if told else known
+            news = list(events.of(happening, waiting))
+            after = (position, events.known)
+            yield b"".join(  # at once: each send costs as much as making an event
+                frame(*event, _id(before, number) if number < len(news) else _id(after, 0))
+                for number, event in enumerate(news[known:], known + 1)
+            )
+            known = 0 if news else known
             if events.is_over:
                 return
 
