@@ -248,32 +248,38 @@ def print_event(name: str, fields: dict[str, Any]) -> None:
         print_line({"event": name, "at": time.time(), **fields})
 
 
+_LOGGED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "worker.started": lambda fields: (
+        f"worker of {', '.join(fields['jobs'])} on {', '.join(fields['queues'])}"
+    ),
+    "run.claimed": lambda fields: (
+        f"{fields['run']} {fields['job']} begun"
+        + (f" again, attempt {fields['attempts'] + 1}" if fields["attempts"] else "")
+    ),
+    "run.parked": lambda fields: f"{fields['run']} {fields['status'].replace('_', ' ')}",
+    "run.settled": lambda fields: (
+        f"{fields['run']} {fields['job']} {fields['status']}"
+        + (f": {fields['reason']}" if fields["reason"] and fields["status"] != Status.COMPLETED else "")
+    ),
+    "run.limit": lambda fields: (
+        f"{fields['run']} reached its limit of {fields['allowed']:g} {in_words(fields['limit'])}"
+    ),
+    "run.lost": lambda fields: f"{fields['run']} is another worker's now",
+    "run.warning": lambda fields: f"{fields['run']} ! step {fields['step']!r}: {fields['message']}",
+    "worker.took_over": lambda fields: f"took over {len(fields['runs'])} runs of dead workers",
+    "worker.dead": lambda fields: "this worker was declared dead; it registers anew",
+    "worker.blocked": lambda fields: f"! step {fields['step']!r} blocks the event loop",
+    "store.failing": lambda fields: f"! store: {fields['error']}; trying again",
+    "worker.stopped": lambda fields: "stopped",
+}
+"""What is said of each event that the log tells of."""
+
+
 def log_event(name: str, fields: dict[str, Any]) -> None:
-    told: Callable[[], str] | None = {
-        "worker.started": lambda: f"worker of {', '.join(fields['jobs'])} on {', '.join(fields['queues'])}",
-        "run.claimed": lambda: (
-            f"{fields['run']} {fields['job']} begun"
-            + (f" again, attempt {fields['attempts'] + 1}" if fields["attempts"] else "")
-        ),
-        "run.parked": lambda: f"{fields['run']} {fields['status'].replace('_', ' ')}",
-        "run.settled": lambda: (
-            f"{fields['run']} {fields['job']} {fields['status']}"
-            + (f": {fields['reason']}" if fields["reason"] and fields["status"] != Status.COMPLETED else "")
-        ),
-        "run.limit": lambda: (
-            f"{fields['run']} reached its limit of {fields['allowed']:g} {in_words(fields['limit'])}"
-        ),
-        "run.lost": lambda: f"{fields['run']} is another worker's now",
-        "run.warning": lambda: f"{fields['run']} ! step {fields['step']!r}: {fields['message']}",
-        "worker.took_over": lambda: f"took over {len(fields['runs'])} runs of dead workers",
-        "worker.dead": lambda: "this worker was declared dead; it registers anew",
-        "worker.blocked": lambda: f"! step {fields['step']!r} blocks the event loop",
-        "store.failing": lambda: f"! store: {fields['error']}; trying again",
-        "worker.stopped": lambda: "stopped",
-    }.get(name)
+    told = _LOGGED.get(name)
     if told is None:
         return
-    clock, line = trace.clock(time.time()), _one_line(told())
+    clock, line = trace.clock(time.time()), _one_line(told(fields))
     if out.is_terminal:
         out.print(Text.assemble((clock + "  ", "dim"), line), soft_wrap=True)
     else:  # styling takes a millisecond, in which the event loop does nothing else
