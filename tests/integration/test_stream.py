@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -12,33 +12,10 @@ import pytest
 
 from dayjob import Dayjob, InputError, Run, job
 from dayjob.errors import UnknownRun
-from dayjob.models import ModelReply, ModelRequest, Usage
 from dayjob.runs import Status
 from dayjob.stream import ActionRequired, Finished, Happening, Started, StatusChanged, Text
+from tests.dictated import Dictated
 from tests.until import until
-
-
-class Slow:
-    """A model that says a word each time it is told to; None ends its answer."""
-
-    name = "slow"
-
-    def __init__(self) -> None:
-        self.words: asyncio.Queue[str | None] = asyncio.Queue()
-
-    async def reply(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
-        said = ""
-        while (word := await self.words.get()) is not None:
-            on_text(word)
-            said += word
-        return ModelReply(said, (), Usage(1, 1, 0), 0.0, "stop")
-
-    async def close(self) -> None:
-        pass
-
-    def say(self, *words: str | None) -> None:
-        for word in words:
-            self.words.put_nowait(word)
 
 
 @job
@@ -66,12 +43,12 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def model() -> Slow:
-    return Slow()
+def model() -> Dictated:
+    return Dictated()
 
 
 @pytest.fixture
-async def app(url: str, model: Slow) -> AsyncIterator[Dayjob]:
+async def app(url: str, model: Dictated) -> AsyncIterator[Dayjob]:
     async with Dayjob(url, model=model) as app:
         yield app
 
@@ -111,7 +88,9 @@ async def test_a_follower_is_given_each_step_once_in_order_and_the_end(app: Dayj
     assert happenings[-1].run.status == Status.COMPLETED
 
 
-async def test_text_is_passed_on_as_it_is_said_without_a_read_of_the_store(app: Dayjob, model: Slow) -> None:
+async def test_text_is_passed_on_as_it_is_said_without_a_read_of_the_store(
+    app: Dayjob, model: Dictated
+) -> None:
     handle = await app.submit(talk())
     await speaking(app, handle.id)
     async with aclosing(app.streams.follow(handle.id)) as happenings, asyncio.timeout(20):
@@ -140,7 +119,7 @@ async def test_text_is_passed_on_as_it_is_said_without_a_read_of_the_store(app: 
         assert step.said == 9
 
 
-async def test_who_comes_in_the_middle_is_given_what_was_said_so_far(app: Dayjob, model: Slow) -> None:
+async def test_who_comes_in_the_middle_is_given_what_was_said_so_far(app: Dayjob, model: Dictated) -> None:
     handle = await app.submit(talk())
     model.say("one ", "two ")
     await speaking(app, handle.id, pieces=2)
@@ -153,7 +132,7 @@ async def test_who_comes_in_the_middle_is_given_what_was_said_so_far(app: Dayjob
 
 @pytest.mark.parametrize("stop", range(1, 9))
 async def test_who_comes_back_anywhere_misses_nothing_and_is_given_nothing_twice(
-    app: Dayjob, model: Slow, stop: int
+    app: Dayjob, model: Dictated, stop: int
 ) -> None:
     handle = await app.submit(talk())
     model.say("one ", "two ")
@@ -176,7 +155,7 @@ async def test_who_comes_back_anywhere_misses_nothing_and_is_given_nothing_twice
 
 
 async def test_what_is_said_again_by_another_claim_is_given_from_its_beginning(
-    app: Dayjob, model: Slow
+    app: Dayjob, model: Dictated
 ) -> None:
     handle = await app.submit(talk())
     model.say("one ", "two ")
@@ -230,7 +209,7 @@ async def test_many_followers_lose_nothing_and_leave_nothing_behind(app: Dayjob)
     assert app.events.speeches == {}
 
 
-async def test_a_follower_that_goes_leaves_nothing_behind(app: Dayjob, model: Slow) -> None:
+async def test_a_follower_that_goes_leaves_nothing_behind(app: Dayjob, model: Dictated) -> None:
     handle = await app.submit(talk())
     await speaking(app, handle.id)
     following = asyncio.create_task(take(app, handle.id))
