@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +78,6 @@ def scripted(folder: Path) -> Iterator[str]:
 def client(limit: int = 10) -> httpx2.AsyncClient:
     limits = httpx2.Limits(max_connections=limit, max_keepalive_connections=limit)
     return httpx2.AsyncClient(timeout=120, limits=limits, headers={"OpenAI-Beta": "assistants=v2"})
-
-
-async def events(http: httpx2.AsyncClient, url: str, body: Any) -> AsyncIterator[tuple[str, Any, float]]:
-    """The events of a stream, each with its moment of arrival."""
-    async with http.stream("POST", url, json=body) as answer:
-        if answer.status_code != 200:
-            raise SystemExit(f"{url}: {answer.status_code} {(await answer.aread()).decode()}")
-        name = ""
-        async for line in answer.aiter_lines():
-            if line.startswith("event: "):
-                name = line[7:]
-            elif line.startswith("data: "):
-                at = time.monotonic()
-                yield name, None if line[6:] == "[DONE]" else json.loads(line[6:]), at
 
 
 async def direct(official: AsyncOpenAI) -> tuple[float, list[float]]:
