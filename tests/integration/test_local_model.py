@@ -335,6 +335,14 @@ await asyncio.wait({{task}}, timeout={seconds})
 """
         assert self.run(body) == (0, "", "")
 
+    def test_model_that_is_freed_as_soon_as_it_is_loaded_does_not_hang(self) -> None:
+        body = """
+from dayjob.models.local import _packaged_model, _server
+for _ in range(8):
+    _server(_packaged_model(), 256)
+"""
+        assert self.run(body) == (0, "", "")
+
     def test_ends_by_its_own_exit_code_in_the_middle_of_a_reply(self) -> None:
         body = """
 task = asyncio.create_task(model.reply(ask("A long story."), lambda _: heard.set()))

@@ -255,13 +255,18 @@ def _server(path: Path, window: int) -> Any:
     params.api_keys = [secrets.token_urlsafe(32)]
     params.endpoint_slots = params.ui = False
     params.n_threads_http = 1
+    params.endpoint_metrics = True
     try:
-        return xllamacpp.Server(params)
+        server = xllamacpp.Server(params)
     except (RuntimeError, ValueError, MemoryError):
         raise ModelNotConfigured(
             f"{path}: llama.cpp cannot load this model; it may be damaged, of a kind that this "
             "llama.cpp does not know, or too large for the memory"
         ) from None
+    # Its loop begins a moment later, and a stop before that is lost: whoever frees the server then
+    # waits for ever. Metrics are answered by the loop, so once they are here, it runs.
+    server.handle_metrics()
+    return server
 
 
 def _xllamacpp() -> ModuleType:
