@@ -41,7 +41,8 @@ from dayjob.models.prices import dollars
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream, OpenAIError
-    from openai.types.chat import ChatCompletionChunk
+
+Json = dict[str, Any]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 OPENAI_HOSTS = ("api.openai.com", ".api.openai.com", ".openai.azure.com")
@@ -173,18 +174,18 @@ class OpenAI:
         if answer.finish is None:
             raise ModelUnavailable(self._unfinished(answer, stream))
 
-    async def _open(self, client: AsyncOpenAI, request: ModelRequest) -> AsyncStream[ChatCompletionChunk]:
+    async def _open(self, client: AsyncOpenAI, request: ModelRequest) -> AsyncStream[object]:
         from openai import AsyncStream, Omit
-        from openai.types.chat import ChatCompletionChunk
 
         # `post` and not `chat.completions.create`: that one refuses options it does not know, and
-        # walks through the whole conversation to rewrite what is already in its final form.
+        # walks through the whole conversation to rewrite what is already in its final form. Chunks
+        # come as the dicts that they are: making objects of them takes longer than all the rest.
         return await client.post(
             "/chat/completions",
             body=self._body(request),
-            cast_to=ChatCompletionChunk,
+            cast_to=object,
             stream=True,
-            stream_cls=AsyncStream[ChatCompletionChunk],
+            stream_cls=AsyncStream[object],
             options={} if self._key else {"headers": {"Authorization": Omit()}},
         )
 
@@ -233,7 +234,7 @@ class OpenAI:
     def _where(self) -> str:
         return shown(self._base_url)
 
-    def _unfinished(self, answer: _Answer, stream: AsyncStream[ChatCompletionChunk]) -> str:
+    def _unfinished(self, answer: _Answer, stream: AsyncStream[object]) -> str:
         if answer.began:
             return f"the stream from {self._where} broke off after {answer.length} characters"
         kind = stream.response.headers.get("content-type", "something of no type")
@@ -302,23 +303,23 @@ class _Answer:
 
     def take(self, chunk: Any) -> Iterator[str]:
         """The pieces of text in a chunk, which may be anything: the SDK does not check it."""
+        self.model = str(chunk.get("model") or self.model)
         self.began = True
-        self.model = str(chunk.model or self.model)
-        self.tier = chunk.service_tier or self.tier
-        if chunk.usage is not None:
-            self.usage = _usage(chunk.usage)
-        for choice in chunk.choices or ():
-            if choice.index:
+        self.tier = chunk.get("service_tier") or self.tier
+        if usage := chunk.get("usage"):
+            self.usage = _usage(usage)
+        for choice in chunk.get("choices") or ():
+            if choice.get("index"):
                 continue
-            self.finish = choice.finish_reason or self.finish
-            if choice.delta is not None:
-                yield from self._take_delta(choice.delta)
+            self.finish = choice.get("finish_reason") or self.finish
+            if delta := choice.get("delta"):
+                yield from self._take_delta(delta)
 
-    def _take_delta(self, delta: Any) -> Iterator[str]:
-        for piece in delta.tool_calls or ():
+    def _take_delta(self, delta: Json) -> Iterator[str]:
+        for piece in delta.get("tool_calls") or ():
             self._call(piece).take(piece)
-        self.refused = self.refused or bool(delta.refusal)
-        for text in (delta.content, delta.refusal):
+        self.refused = self.refused or bool(delta.get("refusal"))
+        for text in (delta.get("content"), delta.get("refusal")):
             if text:
                 if not isinstance(text, str):
                     raise TypeError("text is no string")
@@ -333,16 +334,17 @@ class _Answer:
             self.texts = [unwrapped("".join(self.texts))]
             yield self.texts[0]
 
-    def _call(self, piece: Any) -> _Call:
+    def _call(self, piece: Json) -> _Call:
         """The call that a piece continues.
 
         Some endpoints repeat the id, some leave out the index, some give every call the index 0:
         so a new id is a new call, and only without an id the index tells.
         """
+        id, index = piece.get("id"), piece.get("index")
         for call in reversed(self.calls):
-            if call.id == piece.id if piece.id else call.index == piece.index:
+            if call.id == id if id else call.index == index:
                 return call
-        self.calls.append(_Call(piece.id or f"call_{uuid4().hex[:24]}", piece.index))
+        self.calls.append(_Call(id or f"call_{uuid4().hex[:24]}", index))
         return self.calls[-1]
 
     def finished(self) -> str:
@@ -361,11 +363,10 @@ class _Call:
         self.name = ""
         self.arguments: list[str] = []
 
-    def take(self, piece: Any) -> None:
-        if piece.function is None:
-            return
-        self.name = self.name or str(piece.function.name or "")
-        arguments = piece.function.arguments or ""
+    def take(self, piece: Json) -> None:
+        function = piece.get("function") or {}
+        self.name = self.name or str(function.get("name") or "")
+        arguments = function.get("arguments") or ""
         # Some endpoints send an object instead of its text.
         self.arguments.append(arguments if isinstance(arguments, str) else json.dumps(arguments))
 
@@ -373,12 +374,12 @@ class _Call:
         return ToolCall(self.id, self.name, "".join(self.arguments))
 
 
-def _usage(given: Any) -> Usage:
-    details = given.prompt_tokens_details
+def _usage(given: Json) -> Usage:
+    details = given.get("prompt_tokens_details") or {}
     return Usage(
-        input_tokens=int(given.prompt_tokens or 0),
-        output_tokens=int(given.completion_tokens or 0),
-        cached_tokens=0 if details is None else int(details.cached_tokens or 0),
+        input_tokens=int(given.get("prompt_tokens") or 0),
+        output_tokens=int(given.get("completion_tokens") or 0),
+        cached_tokens=int(details.get("cached_tokens") or 0),
     )
 
 
