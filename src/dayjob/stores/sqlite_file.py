@@ -24,11 +24,12 @@ class SQLiteFile:
     def __init__(self, url: str) -> None:
         self.path, self._synchronous = _parse(url)
 
-    def connect(self) -> sqlite3.Connection:
+    def connect(self, locked_seconds: float = LOCKED_SECONDS) -> sqlite3.Connection:
+        """A connection, which waits so long for a lock that another one holds."""
         try:
             connection = sqlite3.connect(
                 self.path,
-                timeout=LOCKED_SECONDS,
+                timeout=locked_seconds,
                 isolation_level=None,
                 check_same_thread=False,
                 cached_statements=256,

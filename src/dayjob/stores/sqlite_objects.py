@@ -33,7 +33,7 @@ class SQLiteObjects(SQLiteThreads):
         return await self._writer.run(transaction)
 
     async def object(self, project: str, kind: str, id: str) -> ObjectRecord | None:
-        return await self._read(lambda c: find_object(c, project, kind, id))
+        return await self._look(lambda c: find_object(c, project, kind, id))
 
     async def objects(self, project: str, kind: str, page: Page) -> Found[ObjectRecord]:
         return await self._read(

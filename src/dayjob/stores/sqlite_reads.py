@@ -1,4 +1,7 @@
-"""The verbs that only read: on threads and connections of their own, which never block on the writer."""
+"""The verbs that only read, on connections of their own, which never block on the writer.
+
+What may be long is read in a thread, a few rows by their keys where they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from dayjob.errors import StoreUnavailable
+from dayjob.errors import StoreLocked, StoreUnavailable
 from dayjob.kept import Found, Page
 from dayjob.runs import Kind, RunRecord, Status, StepRecord
 from dayjob.stores import BudgetRecord, InboxItem, Loaded, Since, WorkerRecord
 from dayjob.stores.sqlite_budgets import read_budget
-from dayjob.stores.sqlite_file import MIGRATIONS, SQLiteFile
+from dayjob.stores.sqlite_file import LOCKED_SECONDS, MIGRATIONS, SQLiteFile
 from dayjob.stores.sqlite_pages import page_of
 from dayjob.stores.sqlite_rows import (
     ENDED,
@@ -30,6 +33,11 @@ from dayjob.stores.sqlite_rows import (
 from dayjob.stores.writer import translated
 
 T = TypeVar("T")
+
+FEW_STEPS, FEW_MESSAGES = 8, 50
+"""So many are read where they are asked for, and more in a thread."""
+LOOKS_IN_A_ROW = 16
+"""After so many reads in place others get their turn: a loop that only reads would leave them none."""
 
 _QUALIFIED_STEP_FIELDS = ", ".join(f"steps.{name}" for name in STEP_COLUMNS)
 # A branch that lost its race leaves open rows below it, which nobody waits for any more. Rows of a later
@@ -91,6 +99,7 @@ class SQLiteReads:
         self._local = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []
         self._closed = False
+        self._looks = 0
 
     def _close_readers(self) -> None:
         self._closed = True
@@ -100,20 +109,35 @@ class SQLiteReads:
         self._reader_connections.clear()
 
     async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        def run() -> T:
-            connection = getattr(self._local, "connection", None)
-            if connection is None:
-                connection = self._local.connection = self._file.connect()
-                connection.execute("PRAGMA query_only = 1")
-                self._reader_connections.append(connection)
-            try:
-                return query(connection)
-            except sqlite3.DatabaseError as problem:
-                raise translated(problem, self.path) from None
+        """Makes a read in a thread."""
+        self._check_open()
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._make, query, LOCKED_SECONDS)
 
+    async def _look(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Makes a read of a few rows by their keys right here: by another thread it takes ten times as long."""
+        self._check_open()
+        self._looks += 1
+        if self._looks % LOOKS_IN_A_ROW == 0:
+            await asyncio.sleep(0)
+        try:
+            return self._make(query, 0.0)
+        except StoreLocked:  # by another process that opens or recovers the file: not for the event loop to wait for
+            return await self._read(query)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable(f"{self.path}: the store is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+
+    def _make(self, query: Callable[[sqlite3.Connection], T], locked_seconds: float) -> T:
+        try:
+            connection = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = self._local.connection = self._file.connect(locked_seconds)
+                connection.execute("PRAGMA query_only = 1")
+                self._reader_connections.append(connection)
+            return query(connection)
+        except sqlite3.DatabaseError as problem:
+            raise translated(problem, self.path) from None
 
     async def adoptable(self, jobs: Mapping[str, str]) -> dict[str, list[str]]:
         """By job: its current version, and the older ones that no live worker has any more."""
@@ -157,7 +181,7 @@ class SQLiteReads:
             finally:
                 connection.execute("COMMIT")
 
-        return await self._read(query)
+        return await (self._look(query) if version is None else self._read(query))
 
     async def get(self, run: str) -> RunRecord | None:
         """A run, with its input."""
@@ -170,7 +194,7 @@ class SQLiteReads:
             found.input = input_of(connection, found)
             return found
 
-        return await self._read(query)
+        return await self._look(query)
 
     async def runs(
         self,
@@ -294,7 +318,7 @@ class SQLiteReads:
     async def since(self, run: str, after: int, limit: int = 100) -> Since | None:
         """Up to `limit` steps finished after that seq, with the run and its open actions; None: no such run."""
 
-        def query(connection: sqlite3.Connection) -> Since | None:
+        def query(connection: sqlite3.Connection, limit: int) -> Since | None:
             connection.execute("BEGIN")
             try:
                 row = connection.execute(f"SELECT {RUN_FIELDS} FROM runs WHERE id = ?", (run,)).fetchone()
@@ -312,7 +336,10 @@ class SQLiteReads:
             finally:
                 connection.execute("COMMIT")
 
-        return await self._read(query)
+        few = await self._look(lambda c: query(c, min(limit, FEW_STEPS)))
+        if few is None or not few.more or limit <= FEW_STEPS:
+            return few
+        return await self._read(lambda c: query(c, limit))
 
     async def marks(self, runs: Sequence[str]) -> Mapping[str, Any]:
         """Of each run the mark of `since`, for one who follows many: it tells which to look at."""
@@ -372,7 +399,7 @@ class SQLiteReads:
             ).fetchone()
             return step_of(row) if row else None
 
-        return await self._read(query)
+        return await self._look(query)
 
     async def step(self, run: str, key: str, attempt: int | None = None) -> StepRecord | None:
         """An attempt of a step, or its last."""
@@ -385,7 +412,7 @@ class SQLiteReads:
             ).fetchone()
             return step_of(row) if row else None
 
-        return await self._read(query)
+        return await self._look(query)
 
     async def recall(self, project: str, name: str) -> bytes | None:
         def query(connection: sqlite3.Connection) -> bytes | None:
@@ -394,7 +421,7 @@ class SQLiteReads:
             ).fetchone()
             return row[0] if row else None
 
-        return await self._read(query)
+        return await self._look(query)
 
     async def memories(self, project: str, prefix: str = "") -> dict[str, bytes]:
         """The values whose names begin so, by name."""
@@ -431,7 +458,13 @@ class SQLiteReads:
                 {**values, **dict(zip(("heard", "answers", "n"), first or (0, 0, 0), strict=True))},
             ).fetchall()
 
-        return await self._read(query)
+        are_few = (
+            "SELECT count(*) <= :few FROM (SELECT 1 FROM thread_messages WHERE home = :thread AND thread = :thread "
+            "LIMIT :few + 1)"
+        )
+        values = {"thread": thread, "few": FEW_MESSAGES}
+        (few,) = await self._look(lambda c: c.execute(are_few, values).fetchone())
+        return await (self._look(query) if few else self._read(query))
 
     async def summary(self, project: str = "default") -> list[dict[str, Any]]:
         """By job: runs by status, success, dollars, tokens and seconds, over runs that ended."""
@@ -462,7 +495,7 @@ class SQLiteReads:
 
     async def budget(self, home: str, run: str) -> BudgetRecord | None:
         """What may be spent and is spent; None for a run without limits of its own."""
-        return await self._read(lambda c: read_budget(c, home, run))
+        return await self._look(lambda c: read_budget(c, home, run))
 
     async def workers(self) -> list[WorkerRecord]:
         return await self._read(

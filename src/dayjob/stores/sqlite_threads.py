@@ -52,7 +52,7 @@ class SQLiteThreads(SQLiteReads):
         await self._writer.run(transaction)
 
     async def thread(self, thread: str) -> ThreadRecord | None:
-        return await self._read(lambda c: _thread(c, thread))
+        return await self._look(lambda c: _thread(c, thread))
 
     async def threads(self, project: str, page: Page) -> Found[ThreadRecord]:
         where = "project = :project AND home = id"  # always so; a cursor is found by its primary key
@@ -117,7 +117,7 @@ class SQLiteThreads(SQLiteReads):
         return await self._writer.run(transaction)
 
     async def message(self, thread: str, id: str) -> MessageRecord | None:
-        return await self._read(lambda c: _message(c, thread, id))
+        return await self._look(lambda c: _message(c, thread, id))
 
     async def messages_page(self, thread: str, page: Page, run: str | None = None) -> Found[MessageRecord]:
         """Messages that people read, all or those that one run said."""
