@@ -59,6 +59,10 @@ LOOK_AGAIN_SECONDS = 60.0
 """A parked run that only memory can go on with is looked after so often: its worker may be dead."""
 
 
+def _is_defer(row: StepRecord) -> bool:
+    return row.name == "defer" and row.kind == Kind.NOTE
+
+
 async def _nobody(job: Job) -> None:
     pass
 
@@ -157,6 +161,7 @@ class Execution:
         self._tasks: dict[asyncio.Task[Any], Scope] = {}
         self._writes: dict[asyncio.Task[Any], float] = {}
         self._defers: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._recorded_defers: set[str] = set()  # that the job has not come to again
         self._in_code = 0
         self._changed = asyncio.Event()
         self._park_known = asyncio.Event()
@@ -269,12 +274,14 @@ class Execution:
                 return
             self.journal.load(loaded)
             self._take_in(loaded)
+            self._recorded_defers = {row.key for row in loaded.steps or () if _is_defer(row)}
             if loaded.outcome is not None:
                 self.end = End(Status(loaded.outcome), loaded.reason)
             elif loaded.status == Status.CANCELLING:
                 self.end = End(Status.CANCELLED, loaded.reason)
             elif (reached := self._time_reached()) is not None:
-                self.ending, self.end = True, self._end_at(reached)
+                self.end = self._end_at(reached)
+            self.ending = self.ending or self.end is not None
             if self.ending and not self._is_worth_replaying(loaded):
                 self._root = Scope(self.journal, "", None)
                 self._changed.set()
@@ -292,7 +299,7 @@ class Execution:
 
         Not for the latter once a worker died of it, or began with the undoing: then undos are found by name.
         """
-        if any(row.name == "defer" and row.kind == Kind.NOTE for row in loaded.steps or ()):
+        if self._recorded_defers:
             return True
         asked_to_stop = loaded.status == Status.CANCELLING and self.record.attempts == 0
         return asked_to_stop and any(row.undo or row.outcome is None for row in loaded.effects)
@@ -383,8 +390,8 @@ class Execution:
 
     def _stop_replaying(self) -> None:
         """The job's own code hangs between recorded steps: what it would defer or give after that is not known."""
-        if self.ending and self.end is None:
-            self._decide(End(Status.CANCELLED))
+        if self.end is None:
+            self._decide(self._stop or End(Status.CANCELLED))
 
     async def _end_of_replay(self) -> Left | None:
         """Everything recorded was walked, for what was deferred and how to undo; nothing more is done for real."""
@@ -722,8 +729,15 @@ class Execution:
         if loaded.status == Status.CANCELLING:
             status = Status(loaded.outcome or Status.CANCELLED)
             self._stop = End(status, loaded.reason or status)
-            if self.end is None:
-                self._decide(self._stop)
+            if self.end is None and not self.ending:  # else it walks its recorded steps to that very end
+                self._stop_when_walked()
+
+    def _stop_when_walked(self) -> None:
+        """A stop that comes while recorded steps are walked waits until what they deferred is known."""
+        if self._recorded_defers:
+            asyncio.get_running_loop().call_later(REPLAY_SECONDS, self._stop_replaying)
+        elif self._stop is not None and self.end is None:
+            self._decide(self._stop)
 
     def _take_in(self, loaded: Loaded) -> None:
         self.wakes = loaded.wakes
@@ -845,8 +859,11 @@ class Execution:
     async def know(self, job: Job) -> None:
         await patiently(lambda: self.services.know(job))
 
-    def defer(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def defer(self, key: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._defers.append((fn, args))
+        self._recorded_defers.discard(key)
+        if not self.ending:
+            self._stop_when_walked()
 
     def enter(self, scope: Scope) -> Scope | None:
         """A scope begins in the task of its parent."""

@@ -389,9 +389,9 @@ class Run(Steps):
 
     async def defer(self, fn: Callable[..., Any], *args: Any) -> None:
         """Has a function called once when the run ends, however it ends; the last deferred is called first."""
-        await self.note_down("defer", {"function": shape_of(fn).name})
+        key = await self.note_down("defer", {"function": shape_of(fn).name})
         self.scope.walk_always()
-        self.keeper.defer(fn, args)
+        self.keeper.defer(key, fn, args)
 
     async def continue_as(self, request: Request) -> NoReturn:
         """Ends this run and starts the next of an endless job, with a fresh journal. Does not return.

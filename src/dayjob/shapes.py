@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, get_type_hints
 from weakref import WeakKeyDictionary
 
@@ -29,16 +29,30 @@ class Shape:
 
 
 _shapes: WeakKeyDictionary[Any, Shape] = WeakKeyDictionary()
+_of_code: WeakKeyDictionary[CodeType, tuple[FunctionType, Shape]] = WeakKeyDictionary()
 
 
 def shape_of(fn: Callable[..., Any]) -> Shape:
     try:
         return _shapes[fn]
     except KeyError:
-        shape = _shapes[fn] = Shape(fn)
+        shape = _shapes[fn] = _of_twin(fn) if type(fn) is FunctionType else Shape(fn)
         return shape
     except TypeError:  # no weak references to this one
         return Shape(fn)
+
+
+def _of_twin(fn: FunctionType) -> Shape:
+    """A function inside another is a new one at each call of it: all that it says of itself, it said before."""
+    twin, shape = _of_code.get(fn.__code__, (None, None))
+    if shape is None or twin is None or _says(twin) != _says(fn):
+        shape = Shape(fn)
+        _of_code[fn.__code__] = fn, shape
+    return shape
+
+
+def _says(fn: FunctionType) -> tuple[Any, ...]:
+    return id(fn.__globals__), fn.__name__, fn.__annotations__, fn.__dict__.get("__wrapped__")
 
 
 def _innermost(fn: Any) -> Any:

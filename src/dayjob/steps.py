@@ -77,7 +77,7 @@ class Keeper(Protocol):
     async def slot(self, tool: Tool[..., Any]) -> Callable[[], None]: ...
     def send(self, sending: Coroutine[Any, Any, T], seconds: float | None) -> asyncio.Task[T]: ...
     async def know(self, job: Job) -> None: ...
-    def defer(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
+    def defer(self, key: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None: ...
     def continue_as(self, request: Request) -> None: ...
     def expire(self, reason: str) -> None: ...
     def stop_at_limit(self, reached: Reached) -> None: ...
@@ -302,33 +302,34 @@ class Steps:
         journal = self.journal
         if row is not None and row.outcome is not None:
             return await self.replay(row, declared)
-        at_once = kind == Kind.EVENT and deadline is not None and deadline.seconds == 0
         if row is None:
             await self.live()
             started = journal.clock()
             data = journal.redact(canonical(input))
+            fingerprint = fingerprint or digest(canonical(input))
+            at_once = kind == Kind.EVENT and deadline is not None and deadline.seconds == 0
+            if at_once:
+                with self.given_up(key, name, kind, fingerprint, data):
+                    await self.keeper.look()
+                if self.scope.closed:
+                    await never()
             row = journal.row(
-                self.scope.path, key, name, kind, None, started, fingerprint or digest(canonical(input)), input=data,
+                self.scope.path, key, name, kind, None, started, fingerprint, input=data,
                 due=None if deadline is None else started + deadline.seconds,
             )  # fmt: skip
+            if at_once:  # it waits for nothing, so its row is written once
+                sent = self.keeper.inbox.get(name)
+                return await self._consume(row, sent.pop(0) if sent else DUE, declared, default, is_new=True)
             if deadline is not None and kind in (Kind.ASK, Kind.TOOL):
                 row.warn_at = started + deadline.seconds - deadline.warn_seconds
             journal.open[key] = row
             # A copy: its answer may come before the writer does, and must not be written without what it consumed.
             journal.put((copy(row),))
-            if self.keeper.events.active and not at_once:
+            if self.keeper.events.active:
                 self.keeper.events.emit(
                     "step.opened", run=self.id, key=key, name=name, kind=kind, due=row.due
                 )
-        if at_once:
-            await self.keeper.look()
-            if self.scope.closed:
-                await never()
-        answer = await self.answered(row)
-        item = None
-        if kind == Kind.EVENT and answer is not DUE:
-            item, answer = answer.id, answer.value
-        return await self._consume(row, answer, declared, default, item)
+        return await self._consume(row, await self.answered(row), declared, default)
 
     async def answered(self, row: StepRecord, mark: bool = True) -> Any:
         """The answer to an open row; the run may leave memory meanwhile."""
@@ -349,13 +350,14 @@ class Steps:
             self.keeper.stop_waiting(row)
 
     async def _consume(
-        self, row: StepRecord, answer: Any, declared: Any, default: Any, item: str | None
+        self, row: StepRecord, answer: Any, declared: Any, default: Any, is_new: bool = False
     ) -> Any:
         """Writes an answer down as the outcome of its row, and gives it to the job."""
         journal = self.journal
         value: Any = None
         error: StepError | None = None
         data = b"null"
+        more: dict[str, Any] = {}
         if answer is DUE:
             if isinstance(default, StepError):
                 error = default
@@ -366,6 +368,8 @@ class Steps:
             elif row.kind in (Kind.ASK, Kind.TOOL):
                 self.keeper.expire(f"no answer to {row.key!r} in time")
                 await never()
+        elif row.kind == Kind.EVENT:
+            data, more = answer.value, {"consumed": answer.id}
         else:
             data = answer
         if error is None:
@@ -375,8 +379,7 @@ class Steps:
                 error = StepError("InvalidAnswer", f"{row.name!r}: {problem}", step=row.key)
         outcome = Outcome.VALUE if error is None else Outcome.ERROR
         journal.finish(row, outcome, data if error is None else None, error_bytes(error) if error else None)
-        more: dict[str, Any] = {} if item is None else {"consumed": item}
-        journal.put(update=(row,), **more)
+        journal.put((row,) if is_new else (), () if is_new else (row,), **more)
         if self.keeper.events.active:
             self.announce(row)
         if error is not None:
@@ -409,14 +412,15 @@ class Steps:
         finally:
             self.scope.current = None
 
-    async def note_down(self, name: str, value: Any, fingerprint: bytes | None = None, **more: Any) -> None:
+    async def note_down(self, name: str, value: Any, fingerprint: bytes | None = None, **more: Any) -> str:
+        """Writes a note, once; gives its key."""
         key = await self.begin(name)
         try:
             data = self.encode(name, value)
             fingerprint = fingerprint or digest(data)
             row = await self.find(key, name, Kind.NOTE, fingerprint)
             if row is not None:
-                return
+                return key
             await self.live()
             started = self.journal.clock()
             row = self.journal.row(
@@ -437,6 +441,7 @@ class Steps:
                 self.announce(row)
                 told = orjson.loads(data)
                 self.keeper.events.emit("run.note", run=self.id, key=key, name=name, value=told)
+            return key
         finally:
             self.scope.current = None
 

@@ -460,6 +460,34 @@ async def test_what_was_deferred_is_done_once_last_first_however_the_run_ends(
         assert [step.input for step in crashed.steps if step.scope == "#defer"] == order, crashed.death
 
 
+async def test_a_cancel_in_the_middle_of_a_replay_forgets_nothing_that_was_deferred(lab: CrashLab) -> None:
+    going_on, halfway = asyncio.Event(), asyncio.Event()
+    going_on.set()
+
+    @job
+    async def pauses(run: Run) -> None:
+        await run.defer(work, "first")
+        halfway.set()
+        await going_on.wait()
+        await run.defer(work, "second")
+        await run.ask("cancel me")
+
+    def die() -> None:
+        going_on.clear()
+        halfway.clear()
+
+    async def cancels_halfway(app: Dayjob, run: str) -> bool:
+        if going_on.is_set() or not halfway.is_set():
+            return False
+        await app.cancel(run)
+        asyncio.get_running_loop().call_later(0.1, going_on.set)
+        return True
+
+    crashed = await lab.run(pauses(), death=Death(4), on_death=die, outside=cancels_halfway)
+    assert crashed.status == "cancelled"
+    assert [step.input for step in crashed.steps if step.scope == "#defer"] == [b'["second"]', b'["first"]']
+
+
 async def test_a_deferred_function_that_was_done_is_not_done_again_after_a_crash(lab: CrashLab) -> None:
     calm = await lab.run(defers("failed"))
     for moment in Moment:
