@@ -138,7 +138,8 @@ class _Protocol(H11Protocol):
         self._giving_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]
+        joined = _Joined(cast(asyncio.Transport, transport), self.loop)
+        super().connection_made(cast(asyncio.Transport, joined))
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -171,3 +172,34 @@ class _Protocol(H11Protocol):
         with contextlib.suppress(LocalProtocolError):
             self.conn.send(ConnectionClosed())
         self.transport.close()
+
+
+class _Joined:
+    """A transport on which the head of an answer goes out with what follows it at once, if anything does.
+
+    Each send wakes the client, and that takes longer than making a small answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._head and data.startswith(b"HTTP/1."):
+            self._head = data
+            self._loop.call_soon(self._send_head)
+        else:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+
+    def close(self) -> None:
+        self._send_head()
+        self._transport.close()
+
+    def _send_head(self) -> None:
+        if self._head:
+            self.write(b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 from dataclasses import replace
@@ -49,6 +50,8 @@ MOVING = ("queued", "in_progress", "cancelling")
 HOLD_SECONDS = 1.0
 AGAIN_MS, AGAIN_AT_ONCE_MS = "500", "5"
 """When to ask again: a client that was held may do so at once."""
+TURNS_FOR_THE_RUN = 4
+"""Of the event loop: a run that was claimed at once sends its model's request first, and then its stream begins."""
 router = APIRouter(prefix="/threads", tags=["Assistant runs"])
 OF_THREAD = "/{thread_id}/runs"
 OF_RUN = f"{OF_THREAD}/{{run_id}}"
@@ -233,6 +236,8 @@ async def _answer(
 ) -> Response:
     """The answer to what sets a run going."""
     if stream:
+        for _ in range(TURNS_FOR_THE_RUN):
+            await asyncio.sleep(0)
         return EventStream(
             events_of(desk, run, after, thread), desk.settings.stalled_seconds, headers, last_words=LAST_WORDS
         )
