@@ -70,7 +70,7 @@ def create_server(app: Dayjob, settings: Settings) -> FastAPI:
         )  # fmt: skip
     server.add_middleware(Frame, audit=audit, streams=streams, now=app.now)
 
-    for router in (assistants.router, thread_runs.router, threads.router, messages.router, run_steps.router):
+    for router in (thread_runs.router, threads.router, messages.router, run_steps.router, assistants.router):
         server.include_router(router, prefix="/v1")
     server.include_router(files.router)
     server.include_router(models.router)

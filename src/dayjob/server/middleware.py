@@ -14,6 +14,7 @@ import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -255,6 +256,7 @@ class Gate:
         return _again(body, receive)
 
 
+@lru_cache(100)
 def _is_here(host: str) -> bool:
     """Whether a Host names this machine: an address of it, or a name without a dot, which no stranger can own."""
     name = urlsplit(f"//{host}").hostname or ""
