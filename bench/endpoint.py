@@ -1,4 +1,4 @@
-"""A model endpoint that says words at a fixed cadence, each with the moment at which it was sent.
+"""A model endpoint that says words at a fixed cadence, the first too, each with the moment at which it was sent.
 
     python bench/endpoint.py PORT WORDS CADENCE_MS
 
@@ -39,7 +39,7 @@ class Paced:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         begun = time.monotonic()
         for number in range(self.words):
-            await asyncio.sleep(max(begun + number * self.cadence - time.monotonic(), 0))
+            await asyncio.sleep(max(begun + (number + 1) * self.cadence - time.monotonic(), 0))
             await self._say(send, chunk({"role": "assistant", "content": f"{time.monotonic():.6f} "}))
         usage = {"prompt_tokens": 10, "completion_tokens": self.words, "total_tokens": 10 + self.words}
         await self._say(send, chunk({}, "stop", usage=usage) + b"data: [DONE]\n\n")
