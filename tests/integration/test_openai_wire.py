@@ -6,6 +6,8 @@ import asyncio
 import json
 import subprocess
 import sys
+import zlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any, Literal
@@ -42,7 +44,8 @@ QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "Hello?"}]
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+    names = ("API_KEY", "BASE_URL", "ORG_ID", "PROJECT_ID", "CUSTOM_HEADERS")
+    for name in (*(f"OPENAI_{name}" for name in names), "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -104,6 +107,41 @@ class TestRequest:
         assert wire.requests[0].path == "/v1/chat/completions"
         assert wire.requests[0].headers["authorization"] == f"Bearer {KEY}"
 
+    async def test_organization_project_and_further_headers_come_from_the_environment(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+        monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Gateway: yes\nOpenAI-Project: proj-2")
+        async with Wire(says("Hi")) as wire:
+            model = OpenAI("gpt-test", base_url=wire.url, api_key=KEY)
+            await model.reply(ask(), lambda _: None)
+            await model.close()
+        headers = wire.requests[0].headers
+        assert (headers["openai-organization"], headers["openai-project"]) == ("org-1", "proj-2")
+        assert headers["x-gateway"] == "yes"
+        assert headers["authorization"] == f"Bearer {KEY}"
+        assert headers["content-type"] == "application/json"
+        assert headers["user-agent"].startswith("dayjob/")
+
+    async def test_redirect_is_followed_with_the_body_and_the_key(self) -> None:
+        moved = Answer(status=307, headers={"location": "/v2/chat/completions"})
+        async with Wire(moved, says("Hi")) as wire:
+            model = OpenAI("gpt-test", base_url=wire.url, api_key=KEY)
+            assert (await model.reply(ask(), lambda _: None)).text == "Hi"
+            await model.close()
+        first, second = wire.requests
+        assert (second.path, second.body) == ("/v2/chat/completions", first.body)
+        assert second.headers["authorization"] == f"Bearer {KEY}"
+
+    async def test_request_without_a_json_is_refused_before_it_is_sent(self) -> None:
+        async with Wire(says("Hi")) as wire:
+            model = OpenAI("gpt-test", base_url=wire.url)
+            with pytest.raises(ModelRefused, match="cannot be written as JSON"):
+                await model.reply(ask(options={"temperature": float("nan")}), lambda _: None)
+            await model.close()
+            assert wire.requests == []
+
     async def test_compatible_endpoint_needs_no_key(self) -> None:
         async with Wire(says("Hi")) as wire:
             model = OpenAI("gpt-test", base_url=wire.url)
@@ -136,7 +174,7 @@ class TestRequest:
 
         async def converse() -> str:
             async with Wire(says("Hi")) as wire:
-                model._base_url = wire.url
+                model._endpoint.base_url = wire.url
                 reply = await model.reply(ask(), lambda _: None)
                 await model.close()
                 return reply.text
@@ -244,6 +282,25 @@ class TestOpenAIItself:
 
 
 class TestReply:
+    async def test_stream_may_be_compressed(self) -> None:
+        compressor = zlib.compressobj(wbits=31)
+        pieces = [
+            compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)
+            for piece in says("Hi ", "there").pieces
+        ]
+        answer = Answer((*pieces, compressor.flush()), headers={"content-encoding": "gzip"})
+        reply, _ = await reply_to(answer)
+        assert reply.text == "Hi there"
+
+    async def test_characters_and_line_ends_may_be_cut_in_two(self) -> None:
+        body = b"".join(says("grüß dich ✓").pieces).replace(b"\n", b"\r\n")
+        reply, _ = await reply_to(Answer(tuple(body[index : index + 1] for index in range(len(body)))))
+        assert reply.text == "grüß dich ✓"
+
+    async def test_stream_ends_where_it_says_so_and_not_where_the_connection_does(self) -> None:
+        reply, _ = await reply_to(Answer((*says("Hi").pieces, event("[DONE]")), end="hang"))
+        assert reply.text == "Hi"
+
     async def test_usage_that_is_not_told_is_no_price_of_nothing(self) -> None:
         reply, _ = await reply_to(says("Hi", usage=None))
         assert (reply.usage, reply.dollars) == (Usage(), None)
@@ -381,6 +438,12 @@ class TestRefusals:
 
 
 class TestBrokenWire:
+    async def test_error_whose_body_breaks_off_is_known_by_its_status(self) -> None:
+        whole = fails(400, {"message": "no such option"})
+        caught = await error_of(replace(whole, end="cut"))
+        assert type(caught) is ModelRefused
+        assert "(400)" in str(caught)
+
     @pytest.mark.parametrize("end", ["cut", "close"])
     async def test_stream_that_breaks_off_is_no_reply(self, end: Any) -> None:
         caught = await error_of(stream(chunk({"content": "Hel"}), chunk({"content": "lo"}), end=end))

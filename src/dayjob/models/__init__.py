@@ -4,7 +4,7 @@ A model is any object with a `name` and an async `reply`. The adapters here tran
 nothing: retries, journaling, validation of `returns=` and the price belong to the caller.
 
     openai:NAME     OpenAI and every compatible endpoint
-    anthropic:NAME  Claude, by Anthropic's own API (with the extra `anthropic`)
+    anthropic:NAME  Claude, by Anthropic's own API
     local:          the packaged SmolLM2, or local:/path/to/model.gguf
     Scripted(…)     replies from a list or a function (tests)
 """

@@ -5,25 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
-import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dayjob.errors import ModelError, ModelNotConfigured, ModelRefused, ModelUnavailable
+from dayjob.errors import ModelError, ModelRefused, ModelUnavailable
 from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage
 from dayjob.models.anthropic_request import body_of
-from dayjob.models.endpoints import connection_error, detail_of, is_http, passing_error, shown, unwrapped
+from dayjob.models.endpoints import detail_of, passing_error, unwrapped
+from dayjob.models.http import Endpoint, Stream, headers_in, of_json
 from dayjob.models.prices import dollars
-
-if TYPE_CHECKING:
-    from anthropic import AnthropicError, AsyncAnthropic, AsyncStream
 
 Json = dict[str, Any]
 
 DEFAULT_BASE_URL = "https://api.anthropic.com"
-CONNECT_SECONDS = 10.0
 API_VERSION = "2023-06-01"
 """What compatible endpoints know, too. The later 2026-10-21 only takes away, `temperature` among other things."""
 
@@ -66,22 +61,34 @@ class Anthropic:
     ) -> None:
         self.name = f"anthropic:{name}"
         self._model = name
-        self._key_name = "ANTHROPIC_API_KEY" if api_key is None else "api_key="
-        self._key = (os.environ.get("ANTHROPIC_API_KEY", "") if api_key is None else api_key).strip()
         given_url = os.environ.get("ANTHROPIC_BASE_URL", "") if base_url is None else base_url
-        self._base_url = given_url.strip().rstrip("/").removesuffix("/v1") or DEFAULT_BASE_URL
-        self._timeout = timeout
-        self._client: AsyncAnthropic | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._connecting = threading.Lock()
+        self._endpoint = Endpoint(
+            "ANTHROPIC",
+            given_url.strip().rstrip("/").removesuffix("/v1") or DEFAULT_BASE_URL,
+            key=os.environ.get("ANTHROPIC_API_KEY", "") if api_key is None else api_key,
+            key_name="ANTHROPIC_API_KEY" if api_key is None else "api_key=",
+            headers={
+                **headers_in(os.environ.get("ANTHROPIC_CUSTOM_HEADERS", "")),
+                "anthropic-version": API_VERSION,
+            },
+            seconds=timeout,
+        )
 
     async def reply(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
-        client = await self._connected()
+        self._endpoint.check(self.name, default_url=DEFAULT_BASE_URL, example="http://127.0.0.1:8000")
         body, is_wrapped = body_of(request, self._model)
         answer = _Answer(wrapped=is_wrapped)
-        async with aclosing(self._texts(client, body, answer)) as texts:
-            async for text in texts:
+        async with aclosing(await self._endpoint.post("/v1/messages", body)) as stream:
+            if stream.status >= 300:
+                raise self._refused(stream.status, await stream.problem(), stream.headers)
+            while events := await stream.read(answer.length):
+                for name, data in events:
+                    for text in self._texts(name, data, answer):
+                        on_text(text)
+            for text in answer.rest():
                 on_text(text)
+            if answer.stopped is None:
+                raise ModelUnavailable(self._unfinished(answer, stream))
         return await self._finished(answer)
 
     def price(self, request: ModelRequest, usage: Usage) -> float | None:
@@ -91,102 +98,35 @@ class Anthropic:
         return dollars(
             self._model,
             usage,
-            base_url=self._base_url,
+            base_url=self._endpoint.base_url,
             tier=_tier({**options, "service_tier": None}),
             cache_writes=written,
             long_cache_writes=written if '"1h"' in json.dumps(options.get("cache_control")) else 0,
         )
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None and self._loop is asyncio.get_running_loop():
-            await client.close()
+        await self._endpoint.close()
 
-    async def _connected(self) -> AsyncAnthropic:
-        """The client of this event loop: connections cannot move from one loop to another."""
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            self._check_configuration()
-            return await asyncio.to_thread(self._connect, loop)
-        return self._client
-
-    def _check_configuration(self) -> None:
-        if not self._key and self._base_url == DEFAULT_BASE_URL:
-            raise ModelNotConfigured(
-                f"{self.name} needs a key: set ANTHROPIC_API_KEY, or ANTHROPIC_BASE_URL for an endpoint "
-                "that needs none"
-            )
-        if not re.fullmatch(r"[!-~]*", self._key):
-            raise ModelNotConfigured(
-                f"the key in {self._key_name} holds characters that no key has "
-                "(a space, a line end, a curly quote, …)"
-            )
-        if not is_http(self._base_url):
-            raise ModelNotConfigured(
-                f"ANTHROPIC_BASE_URL is {self._base_url!r}: expected an address such as http://127.0.0.1:8000"
-            )
-
-    def _connect(self, loop: asyncio.AbstractEventLoop) -> AsyncAnthropic:
-        """The one place where the SDK is imported: that takes a second, hence in a thread."""
+    def _texts(self, name: bytes, data: bytes, answer: _Answer) -> list[str]:
+        """The pieces of text in an event, which may be anything: what is wrong shows only on use."""
+        if name == b"error":
+            raise self._broken(data)
+        if name in (b"", b"ping") or not data:
+            return []
         try:
-            import anthropic
-        except ImportError as error:
-            raise ModelNotConfigured(
-                f"{self.name} needs Anthropic's SDK ({error}); type: pip install dayjob[anthropic]"
-            ) from None
-
-        with self._connecting:
-            if self._client is None or self._loop is not loop:
-                self._loop = loop
-                self._client = anthropic.AsyncAnthropic(
-                    # The SDK looks for keys in many places; without one of ours, `_open` sends none.
-                    api_key=self._key or "none",
-                    base_url=self._base_url,
-                    timeout=anthropic.Timeout(self._timeout, connect=min(self._timeout, CONNECT_SECONDS)),
-                    max_retries=0,
-                    default_headers={"anthropic-version": API_VERSION},
-                )
-            return self._client
-
-    async def _texts(self, client: AsyncAnthropic, body: Json, answer: _Answer) -> AsyncGenerator[str, None]:
-        import httpx2
-        from anthropic import AnthropicError
-
-        try:
-            stream = await self._open(client, body)
-        except AnthropicError as error:
-            raise self._translated(error) from None
-        try:
-            async with stream:
-                async for event in stream:
-                    for text in answer.take(event):
-                        yield text
-            for text in answer.rest():
-                yield text
-        except AnthropicError as error:
-            raise self._translated(error, f" after {answer.length} characters") from None
-        except httpx2.RequestError as error:  # the SDK translates only what happens before the stream
-            when, silent = f" after {answer.length} characters", isinstance(error, httpx2.TimeoutException)
-            raise connection_error(error, self._where, self._timeout, when, silent=silent) from None
+            return list(answer.take(of_json(data)))
         except (ValueError, TypeError, AttributeError, LookupError):
-            # The SDK checks nothing that it receives, so what is wrong shows only on use.
             raise ModelUnavailable(f"{self._where} sent something that is no event of a message") from None
-        if answer.stopped is None:
-            raise ModelUnavailable(self._unfinished(answer, stream))
 
-    async def _open(self, client: AsyncAnthropic, body: Json) -> AsyncStream[object]:
-        from anthropic import AsyncStream, Omit
-
-        # `post` and not `messages.create`: that one refuses options it does not know. Events come as
-        # the dicts that they are: making objects of them takes longer than all the rest.
-        return await client.post(
-            "/v1/messages",
-            body=body,
-            cast_to=object,
-            stream=True,
-            stream_cls=AsyncStream[object],
-            options={} if self._key else {"headers": {"Authorization": Omit()}},
-        )
+    def _broken(self, data: bytes) -> ModelError:
+        """An error inside the stream: the status was 200, its own type says more."""
+        try:
+            body = of_json(data)
+        except ValueError:
+            body = data.decode(errors="replace")
+        broken = self._refused(_status_in(body), body, {})
+        broken.may_be_billed = True
+        return broken
 
     async def _finished(self, answer: _Answer) -> ModelReply:
         return ModelReply(
@@ -205,7 +145,7 @@ class Anthropic:
             price = dollars(
                 model,
                 answer.usage,
-                base_url=self._base_url,
+                base_url=self._endpoint.base_url,
                 tier=_tier(answer.counts),
                 cache_writes=answer.count("cache_creation_input_tokens"),
                 long_cache_writes=answer.long_cache_writes,
@@ -216,40 +156,24 @@ class Anthropic:
 
     @property
     def _where(self) -> str:
-        return shown(self._base_url)
+        return self._endpoint.where
 
-    def _unfinished(self, answer: _Answer, stream: AsyncStream[object]) -> str:
+    def _unfinished(self, answer: _Answer, stream: Stream) -> str:
         if answer.began:
             return f"the stream from {self._where} broke off after {answer.length} characters"
-        kind = stream.response.headers.get("content-type", "something of no type")
+        kind = stream.headers.get("content-type", "something of no type")
         return f"{self._where} answered with {kind} and no event of a message; is the address right?"
 
-    def _translated(self, error: AnthropicError, when: str = "") -> ModelError:
-        import anthropic
-
-        match error:
-            case anthropic.APIConnectionError():
-                silent = isinstance(error, anthropic.APITimeoutError)
-                return connection_error(error, self._where, self._timeout, when, silent=silent)
-            case anthropic.APIStatusError() if error.status_code >= 400:
-                return self._refused(error.status_code, error.body, error.response.headers)
-            case anthropic.APIStatusError():
-                # An error inside the stream: the status was 200, its own type says more.
-                broken = self._refused(_status_in(error.body), error.body, {})
-                broken.may_be_billed = True
-                return broken
-        return ModelUnavailable(f"{self._where}: {detail_of(str(error), self._key)}")
-
     def _refused(self, status: int, body: object, headers: Mapping[str, str]) -> ModelError:
-        detail = detail_of(_message_in(body), self._key)
+        detail = detail_of(_message_in(body), self._endpoint.key)
         passing = passing_error(status, self._where, detail, headers)
         return passing or ModelRefused(f"{self._advice(status)} ({status}){detail}")
 
     def _advice(self, status: int) -> str:
-        if status == 401 and not self._key:
+        if status == 401 and not self._endpoint.key:
             return f"{self._where} wants a key: set ANTHROPIC_API_KEY"
         if status == 401:
-            return f"the key in {self._key_name} was refused by {self._where}"
+            return f"the key in {self._endpoint.key_name} was refused by {self._where}"
         if status == 402:
             return f"no credit is left for the key at {self._where}"
         if status == 403:
@@ -279,7 +203,7 @@ class _Answer:
         self.model = ""
 
     def take(self, event: Any) -> Iterator[str]:
-        """The pieces of text in an event, which may be anything: the SDK does not check it."""
+        """The pieces of text in an event, which may be anything."""
         match event["type"]:
             case "message_start":
                 self.began = True

@@ -32,18 +32,19 @@ def shown(address: str) -> str:
 # --- errors --------------------------------------------------------------------------------------
 
 
-def connection_error(error: Exception, where: str, seconds: float, when: str, *, silent: bool) -> ModelError:
-    """What became of a request that got no whole answer.
-
-    `when` tells how much of the stream had come, and is empty before it. `silent` is whether time ran out.
-    """
-    if silent and not _is_connecting(error):
+def connection_error(error: Exception, where: str, seconds: float, when: str = "") -> ModelError:
+    """What became of a request that got no whole answer; `when` tells how much had come, if it had begun."""
+    kind = type(error).__name__
+    reason = str(error) or kind
+    connecting, silent = "Connect" in kind, "Timeout" in kind
+    if silent and not connecting:
         return ModelTimeout(f"{where} sent nothing for {seconds:g} seconds{when}")
     if when:
-        return ModelUnavailable(f"the stream from {where} broke off{when}: {_cause(error)}")
-    reason = "no answer to the connection" if silent else _cause(error)
+        return ModelUnavailable(f"the stream from {where} broke off{when}: {reason}")
+    if silent:
+        reason = "no answer to the connection"
     unreachable = ModelUnavailable(f"{where} cannot be reached: {reason}")
-    unreachable.may_be_billed = not _is_connecting(error)
+    unreachable.may_be_billed = not connecting
     return unreachable
 
 
@@ -90,15 +91,6 @@ def _number(given: str, unit: float) -> float | None:
     except ValueError:
         return None
     return (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-
-
-def _is_connecting(error: BaseException) -> bool:
-    return "Connect" in type(error.__cause__).__name__
-
-
-def _cause(error: BaseException) -> str:
-    cause = error.__cause__
-    return str(cause) or type(cause).__name__ if cause is not None else str(error)
 
 
 # --- answers inside an object --------------------------------------------------------------------

@@ -18,35 +18,22 @@ import asyncio
 import json
 import os
 import re
-import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from dayjob.errors import ModelError, ModelNotConfigured, ModelRefused, ModelUnavailable
+from dayjob.errors import ModelError, ModelRefused, ModelUnavailable
 from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage
-from dayjob.models.endpoints import (
-    connection_error,
-    detail_of,
-    is_http,
-    needs_wrapping,
-    passing_error,
-    shown,
-    unwrapped,
-    wrapped,
-)
+from dayjob.models.endpoints import detail_of, needs_wrapping, passing_error, unwrapped, wrapped
+from dayjob.models.http import Endpoint, Stream, headers_in, of_json
 from dayjob.models.prices import dollars
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI, AsyncStream, OpenAIError
 
 Json = dict[str, Any]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 OPENAI_HOSTS = ("api.openai.com", ".api.openai.com", ".openai.azure.com")
-CONNECT_SECONDS = 10.0
 
 FINISHES = {
     "length": "length",
@@ -84,110 +71,55 @@ class OpenAI:
     ) -> None:
         self.name = f"openai:{name}"
         self._model = name
-        self._key_name = "OPENAI_API_KEY" if api_key is None else "api_key="
-        self._key = (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip()
         given_url = os.environ.get("OPENAI_BASE_URL", "") if base_url is None else base_url
-        self._base_url = given_url.strip() or DEFAULT_BASE_URL
-        self._timeout = timeout
-        self._client: AsyncOpenAI | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._connecting = threading.Lock()
+        self._endpoint = Endpoint(
+            "OPENAI",
+            given_url.strip() or DEFAULT_BASE_URL,
+            key=os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key,
+            key_name="OPENAI_API_KEY" if api_key is None else "api_key=",
+            headers={
+                "openai-organization": os.environ.get("OPENAI_ORG_ID", ""),
+                "openai-project": os.environ.get("OPENAI_PROJECT_ID", ""),
+                **headers_in(os.environ.get("OPENAI_CUSTOM_HEADERS", "")),
+            },
+            seconds=timeout,
+        )
 
     async def reply(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
-        client = await self._connected()
+        self._endpoint.check(self.name, default_url=DEFAULT_BASE_URL, example="http://127.0.0.1:8000/v1")
         answer = _Answer(wrapped=needs_wrapping(request.schema))
-        async with aclosing(self._texts(client, request, answer)) as texts:
-            async for text in texts:
+        async with aclosing(await self._endpoint.post("/chat/completions", self._body(request))) as stream:
+            if stream.status >= 300:
+                raise self._refused(stream.status, _error_in(await stream.problem()), stream.headers)
+            while events := await stream.read(answer.length):
+                for _, data in events:
+                    for text in self._texts(data, answer):
+                        on_text(text)
+            for text in answer.unwrap():
                 on_text(text)
+            if answer.finish is None:
+                raise ModelUnavailable(self._unfinished(answer, stream))
         return await self._finished(answer)
 
     def price(self, request: ModelRequest, usage: Usage) -> float | None:
         tier = request.options.get("service_tier")
-        return dollars(self._model, usage, base_url=self._base_url, tier=tier)
+        return dollars(self._model, usage, base_url=self._endpoint.base_url, tier=tier)
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None and self._loop is asyncio.get_running_loop():
-            await client.close()
+        await self._endpoint.close()
 
-    async def _connected(self) -> AsyncOpenAI:
-        """The client of this event loop: connections cannot move from one loop to another."""
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            self._check_configuration()
-            return await asyncio.to_thread(self._connect, loop)
-        return self._client
-
-    def _check_configuration(self) -> None:
-        if not self._key and self._base_url == DEFAULT_BASE_URL:
-            raise ModelNotConfigured(
-                f"{self.name} needs a key: set OPENAI_API_KEY, or OPENAI_BASE_URL for an endpoint "
-                "that needs none"
-            )
-        if not re.fullmatch(r"[!-~]*", self._key):
-            raise ModelNotConfigured(
-                f"the key in {self._key_name} holds characters that no key has "
-                "(a space, a line end, a curly quote, …)"
-            )
-        if not is_http(self._base_url):
-            raise ModelNotConfigured(
-                f"OPENAI_BASE_URL is {self._base_url!r}: expected an address such as http://127.0.0.1:8000/v1"
-            )
-
-    def _connect(self, loop: asyncio.AbstractEventLoop) -> AsyncOpenAI:
-        """The one place where the SDK is imported: that takes a second, hence in a thread."""
-        import openai
-
-        with self._connecting:
-            if self._client is None or self._loop is not loop:
-                self._loop = loop
-                self._client = openai.AsyncOpenAI(
-                    # The SDK insists on a key; without one of ours, `_open` sends none.
-                    api_key=self._key or "none",
-                    base_url=self._base_url,
-                    timeout=openai.Timeout(self._timeout, connect=min(self._timeout, CONNECT_SECONDS)),
-                    max_retries=0,
-                )
-            return self._client
-
-    async def _texts(
-        self, client: AsyncOpenAI, request: ModelRequest, answer: _Answer
-    ) -> AsyncGenerator[str, None]:
-        from openai import OpenAIError
-
+    def _texts(self, data: bytes, answer: _Answer) -> list[str]:
+        """The pieces of text in a chunk, which may be anything: what is wrong shows only on use."""
         try:
-            stream = await self._open(client, request)
-        except OpenAIError as error:
-            raise self._translated(error) from None
-        try:
-            async with stream:
-                async for chunk in stream:
-                    for text in answer.take(chunk):
-                        yield text
-            for text in answer.unwrap():
-                yield text
-        except OpenAIError as error:
-            raise self._translated(error, f" after {answer.length} characters") from None
+            chunk = of_json(data)
+            if isinstance(chunk, dict) and (error := chunk.get("error")):
+                # The status was 200: the error's own code says more.
+                broken = self._refused(_status_in(error), error, {})
+                broken.may_be_billed = True
+                raise broken
+            return list(answer.take(chunk))
         except (ValueError, TypeError, AttributeError, LookupError):
-            # The SDK checks nothing that it receives, so what is wrong shows only on use.
             raise ModelUnavailable(f"{self._where} sent something that is no chat completion chunk") from None
-        if answer.finish is None:
-            raise ModelUnavailable(self._unfinished(answer, stream))
-
-    async def _open(self, client: AsyncOpenAI, request: ModelRequest) -> AsyncStream[object]:
-        from openai import AsyncStream, Omit
-
-        # `post` and not `chat.completions.create`: that one refuses options it does not know, and
-        # walks through the whole conversation to rewrite what is already in its final form. Chunks
-        # come as the dicts that they are: making objects of them takes longer than all the rest.
-        return await client.post(
-            "/chat/completions",
-            body=self._body(request),
-            cast_to=object,
-            stream=True,
-            stream_cls=AsyncStream[object],
-            options={} if self._key else {"headers": {"Authorization": Omit()}},
-        )
 
     def _body(self, request: ModelRequest) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -220,47 +152,31 @@ class OpenAI:
         if answer.usage is None:
             return None
         for model in (answer.model, self._model):
-            price = dollars(model, answer.usage, base_url=self._base_url, tier=answer.tier)
+            price = dollars(model, answer.usage, base_url=self._endpoint.base_url, tier=answer.tier)
             if price is not None:
                 return price
         return None
 
     @property
     def _is_openai(self) -> bool:
-        host = urlsplit(self._base_url).hostname or ""
+        host = urlsplit(self._endpoint.base_url).hostname or ""
         return any(host == known or (known[0] == "." and host.endswith(known)) for known in OPENAI_HOSTS)
 
     @property
     def _where(self) -> str:
-        return shown(self._base_url)
+        return self._endpoint.where
 
-    def _unfinished(self, answer: _Answer, stream: AsyncStream[object]) -> str:
+    def _unfinished(self, answer: _Answer, stream: Stream) -> str:
         if answer.began:
             return f"the stream from {self._where} broke off after {answer.length} characters"
-        kind = stream.response.headers.get("content-type", "something of no type")
+        kind = stream.headers.get("content-type", "something of no type")
         return (
             f"{self._where} answered with {kind} and no chat completion chunk; "
             "is the address right? (it usually ends in /v1)"
         )
 
-    def _translated(self, error: OpenAIError, when: str = "") -> ModelError:
-        import openai
-
-        match error:
-            case openai.APIConnectionError():
-                silent = isinstance(error, openai.APITimeoutError)
-                return connection_error(error, self._where, self._timeout, when, silent=silent)
-            case openai.APIStatusError():
-                return self._refused(error.status_code, error.body, error.response.headers)
-            case openai.APIError():
-                # An error inside the stream: the status was 200, its own code says more.
-                broken = self._refused(_status_in(error.body), error.body, {})
-                broken.may_be_billed = True
-                return broken
-        return ModelUnavailable(f"{self._where}: {self._detail(str(error))}")
-
     def _refused(self, status: int, body: object, headers: Mapping[str, str]) -> ModelError:
-        detail = self._detail(body)
+        detail = detail_of(_message_in(body), self._endpoint.key)
         if status == 429 and _code_in(body) == "insufficient_quota":
             return ModelRefused(f"no credit is left for the key at {self._where}{detail}")
         passing = passing_error(status, self._where, detail, headers)
@@ -269,10 +185,10 @@ class OpenAI:
         return ModelRefused(f"{self._advice(status)} ({status}){detail}")
 
     def _advice(self, status: int) -> str:
-        if status == 401 and not self._key:
+        if status == 401 and not self._endpoint.key:
             return f"{self._where} wants a key: set OPENAI_API_KEY"
         if status == 401:
-            return f"the key in {self._key_name} was refused by {self._where}"
+            return f"the key in {self._endpoint.key_name} was refused by {self._where}"
         if status == 403:
             return f"{self._where} does not let this key use {self._model}"
         if status == 404:
@@ -281,9 +197,6 @@ class OpenAI:
                 "(it usually ends in /v1)"
             )
         return f"{self._where} refused the request"
-
-    def _detail(self, body: object) -> str:
-        return detail_of(_message_in(body), self._key)
 
 
 class _Answer:
@@ -302,7 +215,7 @@ class _Answer:
         self.tier: str | None = None
 
     def take(self, chunk: Any) -> Iterator[str]:
-        """The pieces of text in a chunk, which may be anything: the SDK does not check it."""
+        """The pieces of text in a chunk, which may be anything."""
         self.model = str(chunk.get("model") or self.model)
         self.began = True
         self.tier = chunk.get("service_tier") or self.tier
@@ -439,6 +352,10 @@ def _nodes(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _types(node: Mapping[str, Any]) -> list[str]:
     types = node.get("type", [])
     return [types] if isinstance(types, str) else types
+
+
+def _error_in(body: object) -> object:
+    return body.get("error", body) if isinstance(body, Mapping) else body
 
 
 def _message_in(body: object) -> str:

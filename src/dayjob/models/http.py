@@ -1,0 +1,248 @@
+"""Asking over HTTP: an endpoint and its connections, and answers that come as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from dayjob.errors import ModelNotConfigured, ModelRefused
+from dayjob.models.endpoints import connection_error, is_http, shown
+
+if TYPE_CHECKING:
+    import httpx2
+
+HEADERS = {"accept": "application/json", "content-type": "application/json"}
+CONNECT_SECONDS = 10.0
+LAST_BYTES_SECONDS = 0.1
+"""So long is waited for the end of an answer after its last event: without it the connection is of no more use."""
+
+Event = tuple[bytes, bytes]
+"""A name, which may be empty, and data."""
+
+
+class Endpoint:
+    """An address that is asked, with the key to it.
+
+    An event loop has its own connections, since they cannot move to another, and keeps them. Nothing
+    is retried. `vendor` begins the names of the variables that set it up; `seconds` is the longest silence.
+    """
+
+    def __init__(
+        self,
+        vendor: str,
+        base_url: str,
+        *,
+        key: str,
+        key_name: str,
+        headers: Mapping[str, str],
+        seconds: float,
+    ) -> None:
+        self.vendor = vendor
+        self.base_url = base_url
+        self.key = key.strip()
+        self.key_name = key_name
+        self.seconds = seconds
+        self._headers = {**HEADERS, "authorization": self.key and f"Bearer {self.key}", **headers}
+        self._client: httpx2.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connecting = threading.Lock()
+
+    @property
+    def where(self) -> str:
+        return shown(self.base_url)
+
+    def check(self, model: str, *, default_url: str, example: str) -> None:
+        """Raises ModelNotConfigured, which tells what to set. `default_url` is asked with a key alone."""
+        if not self.key and self.base_url == default_url:
+            raise ModelNotConfigured(
+                f"{model} needs a key: set {self.vendor}_API_KEY, or {self.vendor}_BASE_URL for an endpoint "
+                "that needs none"
+            )
+        if not re.fullmatch(r"[!-~]*", self.key):
+            raise ModelNotConfigured(
+                f"the key in {self.key_name} holds characters that no key has "
+                "(a space, a line end, a curly quote, …)"
+            )
+        if not is_http(self.base_url):
+            raise ModelNotConfigured(
+                f"{self.vendor}_BASE_URL is {self.base_url!r}: expected an address such as {example}"
+            )
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Stream:
+        """The answer as soon as it begins; the caller closes it. Raises ModelError."""
+        content = to_json(body)
+        client = await self._connected()
+        try:
+            request = client.build_request("POST", self.base_url.rstrip("/") + path, content=content)
+            response = await client.send(request, stream=True)
+        except Exception as error:  # not all is httpx2's: what TLS finds may come as it is
+            raise connection_error(error, self.where, self.seconds) from None
+        return Stream(self, response)
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.aclose()
+
+    async def _connected(self) -> httpx2.AsyncClient:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            return await asyncio.to_thread(self._connect, loop)
+        return self._client
+
+    def _connect(self, loop: asyncio.AbstractEventLoop) -> httpx2.AsyncClient:
+        """The one place where httpx2 is imported; that takes time, as the certificates do: hence in a thread."""
+        from importlib.metadata import version  # noqa: PLC0415
+
+        import httpx2
+
+        with self._connecting:
+            if self._client is None or self._loop is not loop:
+                self._loop = loop
+                told = {name: value for name, value in self._headers.items() if value}
+                self._client = httpx2.AsyncClient(
+                    headers={"user-agent": f"dayjob/{version('dayjob')}", **told},
+                    timeout=httpx2.Timeout(self.seconds, connect=min(self.seconds, CONNECT_SECONDS)),
+                    limits=httpx2.Limits(max_connections=1_000, max_keepalive_connections=100),
+                    follow_redirects=True,
+                )
+            return self._client
+
+
+class Stream:
+    """An answer that is coming in: events, or what is wrong."""
+
+    def __init__(self, endpoint: Endpoint, response: httpx2.Response) -> None:
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self._endpoint = endpoint
+        self._response = response
+        self._pieces = response.aiter_bytes()
+        self._events = Events()
+
+    async def read(self, heard: int) -> list[Event]:
+        """The next events, and none at the end. Raises ModelError, which tells how many characters were `heard`."""
+        try:
+            while not self._events.over:
+                if events := self._events.take(await anext(self._pieces)):
+                    return events
+        except StopAsyncIteration:
+            return []
+        except Exception as error:
+            when = f" after {heard} characters"
+            raise connection_error(error, self._endpoint.where, self._endpoint.seconds, when) from None
+        await self._last_bytes()
+        return []
+
+    async def _last_bytes(self) -> None:
+        """A connection can be kept once its answer was read to the end."""
+        with suppress(Exception):
+            async with asyncio.timeout(LAST_BYTES_SECONDS):
+                async for _ in self._pieces:
+                    pass
+
+    async def problem(self) -> Any:
+        """The whole body of an error: its JSON, or else its text; empty if it does not come."""
+        try:
+            await self._response.aread()
+        except Exception:
+            return ""
+        text = self._response.text.strip()
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    async def aclose(self) -> None:
+        await self._pieces.aclose()
+        await self._response.aclose()
+
+
+class Events:
+    """Reads server-sent events out of pieces that may end anywhere, until one says [DONE].
+
+    Ids and times to retry after are passed over, and so is an event that is not whole at the end.
+    https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self._rest: list[bytes] = []
+        self._half_a_line_end = False
+
+    def take(self, piece: bytes) -> list[Event]:
+        """The events that a piece completes."""
+        if self._half_a_line_end:
+            piece = piece.removeprefix(b"\n")
+        self._half_a_line_end = piece.endswith(b"\r")
+        if b"\r" in piece:
+            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        self._rest.append(piece)
+        if b"\n" not in piece:
+            return []
+        *blocks, rest = b"".join(self._rest).split(b"\n\n")
+        self._rest = [rest]
+        events = []
+        for block in blocks:
+            event = _event_in(block)
+            if event is None:
+                continue
+            if event[1].startswith(b"[DONE]"):
+                self.over = True
+                break
+            events.append(event)
+        return events
+
+
+def _event_in(block: bytes) -> Event | None:
+    if block.startswith(b"data: ") and b"\n" not in block:
+        return b"", block[6:]
+    name, data = b"", []
+    for line in block.split(b"\n"):
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            data.append(value.removeprefix(b" "))
+        elif field == b"event":
+            name = value.removeprefix(b" ")
+    return (name, b"\n".join(data)) if name or data else None
+
+
+# --- JSON and headers ------------------------------------------------------------------------------
+
+
+def to_json(body: Mapping[str, Any]) -> bytes:
+    """A request's JSON. Raises ModelRefused for what has none.
+
+    orjson would write a number that is not finite as null, and refuses one of many digits.
+    """
+    try:
+        data = orjson.dumps(body)
+        if b"null" not in data:
+            return data
+    except TypeError:
+        pass
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as problem:
+        raise ModelRefused(f"the request cannot be written as JSON: {problem}") from None
+
+
+def of_json(data: bytes) -> Any:
+    """What an event says. Raises ValueError. orjson refuses NaN, and halves of characters, which some send."""
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        return json.loads(data.decode())
+
+
+def headers_in(lines: str) -> dict[str, str]:
+    """`Name: value` a line, as the vendors' own clients take them: what a gateway on the way may want."""
+    pairs = (line.partition(":") for line in lines.split("\n"))
+    return {name.strip().lower(): value.strip() for name, colon, value in pairs if colon}
