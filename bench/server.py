@@ -119,45 +119,59 @@ async def new_assistant(http: httpx2.AsyncClient, server: str) -> str:
 
 
 async def streams(folder: Path, rounds: int) -> list[str]:
-    port = free_port()
+    port, bare = free_port(), free_port()
     endpoint = f"http://127.0.0.1:{port}"
-    script = str(Path(__file__).with_name("endpoint.py"))
-    with process(sys.executable, script, str(port), str(WORDS), str(CADENCE_MS), port=port):
-        environment = {"OPENAI_BASE_URL": f"{endpoint}/v1", "OPENAI_API_KEY": "none"}
-        with serving(folder, "openai:paced", "--concurrency", str(MANY), **environment) as server:
-            async with (
-                AsyncOpenAI(base_url=f"{endpoint}/v1", api_key="none") as straight,
-                AsyncOpenAI(base_url=f"{server}/v1", api_key="none", timeout=120) as official,
-            ):
-                assistant = (await official.beta.assistants.create(model="paced")).id
-                sides = []
-                for _ in range(rounds * 3 + 1):
-                    thread = await new_thread(official)
-                    sides.append((await direct(straight), await through(official, assistant, thread)))
-                lines = [_added(sides[1:])]
-                threads = [await new_thread(official) for _ in range(MANY)]
-                begun = time.monotonic()
-                many = await asyncio.gather(*(through(official, assistant, thread) for thread in threads))
-                took = time.monotonic() - begun
-                whole = [
-                    names
-                    for _, delays, names in many
-                    if len(delays) == WORDS and names[-1] == "thread.run.completed"
-                ]
-                late = statistics.median(delay for _, delays, _ in many for delay in delays)
-                lines.append(
-                    f"{MANY} streams at once of {WORDS} words: {len(whole)} whole, {took:.1f} s "
-                    f"(the words alone take {WORDS * CADENCE_MS / 1000:.1f} s), a word is {late:.0f} ms late (p50)"
+    scripts = [str(Path(__file__).with_name(name)) for name in ("endpoint.py", "passthrough.py")]
+    environment = {"OPENAI_BASE_URL": f"{endpoint}/v1", "OPENAI_API_KEY": "none"}
+    with (
+        process(sys.executable, scripts[0], str(port), str(WORDS), str(CADENCE_MS), port=port),
+        process(sys.executable, scripts[1], str(bare), endpoint, port=bare),
+        serving(folder, "openai:paced", "--concurrency", str(MANY), **environment) as server,
+    ):
+        async with (
+            AsyncOpenAI(base_url=f"{endpoint}/v1", api_key="none") as straight,
+            AsyncOpenAI(base_url=f"http://127.0.0.1:{bare}/v1", api_key="none") as passing,
+            AsyncOpenAI(base_url=f"{server}/v1", api_key="none", timeout=120) as official,
+        ):
+            assistant = (await official.beta.assistants.create(model="paced")).id
+            sides = []
+            for _ in range(rounds * 3 + 1):
+                thread = await new_thread(official)
+                sides.append(
+                    (
+                        await direct(straight),
+                        await through(passing, "asst_1", "thread_1"),
+                        await through(official, assistant, thread),
+                    )
                 )
+            lines = [
+                f"a stream {_added(sides[1:], 2)} (bars 5 and 1)",
+                f"a pass-through of the same libraries, which keeps nothing, {_added(sides[1:], 1)}",
+            ]
+            threads = [await new_thread(official) for _ in range(MANY)]
+            begun = time.monotonic()
+            many = await asyncio.gather(*(through(official, assistant, thread) for thread in threads))
+            took = time.monotonic() - begun
+            whole = [
+                names
+                for _, delays, names in many
+                if len(delays) == WORDS and names[-1] == "thread.run.completed"
+            ]
+            late = statistics.median(delay for _, delays, _ in many for delay in delays)
+            lines.append(
+                f"{MANY} streams at once of {WORDS} words: {len(whole)} whole, {took:.1f} s "
+                f"(the words alone take {WORDS * CADENCE_MS / 1000:.1f} s), a word is {late:.0f} ms late (p50)"
+            )
     return lines
 
 
-def _added(sides: list[Any]) -> str:
-    firsts = [statistics.median(side[who][0] for side in sides) for who in (0, 1)]
-    words = [statistics.median(delay for side in sides for delay in side[who][1]) for who in (0, 1)]
+def _added(sides: list[Any], who: int) -> str:
+    """What the stream of that side adds to the endpoint's own, of the same rounds."""
+    firsts = [statistics.median(side[each][0] for side in sides) for each in (0, who)]
+    words = [statistics.median(delay for side in sides for delay in side[each][1]) for each in (0, who)]
     return (
-        f"a stream adds {firsts[1] - firsts[0]:.1f} ms to the first word (bar 5; {firsts[1]:.1f} against "
-        f"{firsts[0]:.1f}), and {words[1] - words[0]:.2f} ms to each (bar 1; {words[1]:.2f} against {words[0]:.2f})"
+        f"adds {firsts[1] - firsts[0]:.1f} ms to the first word ({firsts[1]:.1f} against {firsts[0]:.1f}), "
+        f"and {words[1] - words[0]:.2f} ms to each ({words[1]:.2f} against {words[0]:.2f})"
     )
 
 

@@ -76,7 +76,7 @@ class SQLiteObjects(SQLiteThreads):
     async def api_keys(self) -> list[KeyRecord]:
         """All keys, those that were revoked too, oldest first."""
         statement = f"SELECT {_KEY} FROM api_keys ORDER BY created, id"
-        return await self._read(lambda c: [KeyRecord(*row) for row in c.execute(statement)])
+        return await self._look(lambda c: [KeyRecord(*row) for row in c.execute(statement)])
 
     async def revoke_key(self, id: str) -> bool:
         """False: there is no such key, or it was revoked before."""
