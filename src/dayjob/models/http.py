@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import io
 import json
 import re
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies
 
 import orjson
 
-from dayjob.errors import ModelNotConfigured, ModelRefused
-from dayjob.models.endpoints import connection_error, is_http, shown
+from dayjob.errors import ModelError, ModelNotConfigured, ModelRefused, ModelTimeout, ModelUnavailable
+from dayjob.models.endpoints import is_http, shown
 
 if TYPE_CHECKING:
-    import httpx2
+    from aiohttp import ClientResponse, ClientSession
 
 HEADERS = {"accept": "application/json", "content-type": "application/json"}
 CONNECT_SECONDS = 10.0
+MOST_CONNECTIONS = 1_000
+LARGE_BYTES = 1_000_000
+"""A body from here on is sent in parts, so that the event loop goes on meanwhile."""
 LAST_BYTES_SECONDS = 0.1
 """So long is waited for the end of an answer after its last event: without it the connection is of no more use."""
 
@@ -50,9 +56,8 @@ class Endpoint:
         self.key_name = key_name
         self.seconds = seconds
         self._headers = {**HEADERS, "authorization": self.key and f"Bearer {self.key}", **headers}
-        self._client: httpx2.AsyncClient | None = None
+        self._client: ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._connecting = threading.Lock()
 
     @property
     def where(self) -> str:
@@ -79,65 +84,78 @@ class Endpoint:
         """The answer as soon as it begins; the caller closes it. Raises ModelError."""
         content = to_json(body)
         client = await self._connected()
+        data = content if len(content) < LARGE_BYTES else io.BytesIO(content)
         try:
-            request = client.build_request("POST", self.base_url.rstrip("/") + path, content=content)
-            response = await client.send(request, stream=True)
-        except Exception as error:  # not all is httpx2's: what TLS finds may come as it is
-            raise connection_error(error, self.where, self.seconds) from None
+            response = await client.post(self.base_url.rstrip("/") + path, data=data)
+        except Exception as error:  # not all is the library's: what TLS finds may come as it is
+            raise self.broken(error) from None
         return Stream(self, response)
+
+    def broken(self, error: Exception, when: str = "") -> ModelError:
+        """What became of a request that got no whole answer; `when` tells how much had come, if it had begun."""
+        import aiohttp
+
+        connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        if isinstance(error, TimeoutError) and not connecting:
+            return ModelTimeout(f"{self.where} sent nothing for {self.seconds:g} seconds{when}")
+        reason = str(error) or type(error).__name__
+        if when:
+            return ModelUnavailable(f"the stream from {self.where} broke off{when}: {reason}")
+        if isinstance(error, TimeoutError):
+            reason = "no answer to the connection"
+        unreachable = ModelUnavailable(f"{self.where} cannot be reached: {reason}")
+        unreachable.may_be_billed = not connecting
+        return unreachable
 
     async def close(self) -> None:
         client, self._client = self._client, None
         if client is not None and self._loop is asyncio.get_running_loop():
-            await client.aclose()
+            await client.close()
 
-    async def _connected(self) -> httpx2.AsyncClient:
+    async def _connected(self) -> ClientSession:
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
-            return await asyncio.to_thread(self._connect, loop)
+            await asyncio.to_thread(importlib.import_module, "aiohttp")  # which takes time
+            if self._client is None or self._loop is not loop:
+                self._client, self._loop = self._connect(), loop
         return self._client
 
-    def _connect(self, loop: asyncio.AbstractEventLoop) -> httpx2.AsyncClient:
-        """The one place where httpx2 is imported; that takes time, as the certificates do: hence in a thread."""
-        from importlib.metadata import version  # noqa: PLC0415
+    def _connect(self) -> ClientSession:
+        import aiohttp
 
-        import httpx2
-
-        with self._connecting:
-            if self._client is None or self._loop is not loop:
-                self._loop = loop
-                told = {name: value for name, value in self._headers.items() if value}
-                self._client = httpx2.AsyncClient(
-                    headers={"user-agent": f"dayjob/{version('dayjob')}", **told},
-                    timeout=httpx2.Timeout(self.seconds, connect=min(self.seconds, CONNECT_SECONDS)),
-                    limits=httpx2.Limits(max_connections=1_000, max_keepalive_connections=100),
-                    follow_redirects=True,
-                )
-            return self._client
+        told = {name: value for name, value in self._headers.items() if value}
+        return aiohttp.ClientSession(
+            headers={"user-agent": f"dayjob/{version('dayjob')}", **told},
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=min(self.seconds, CONNECT_SECONDS), sock_read=self.seconds
+            ),
+            connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=bool(getproxies()),  # else it would look for one in a thread, at each request
+        )
 
 
 class Stream:
     """An answer that is coming in: events, or what is wrong."""
 
-    def __init__(self, endpoint: Endpoint, response: httpx2.Response) -> None:
-        self.status = response.status_code
+    def __init__(self, endpoint: Endpoint, response: ClientResponse) -> None:
+        self.status = response.status
         self.headers: Mapping[str, str] = response.headers
         self._endpoint = endpoint
         self._response = response
-        self._pieces = response.aiter_bytes()
         self._events = Events()
 
     async def read(self, heard: int) -> list[Event]:
         """The next events, and none at the end. Raises ModelError, which tells how many characters were `heard`."""
         try:
             while not self._events.over:
-                if events := self._events.take(await anext(self._pieces)):
+                piece = await self._response.content.readany()
+                if not piece:
+                    return []
+                if events := self._events.take(piece):
                     return events
-        except StopAsyncIteration:
-            return []
         except Exception as error:
-            when = f" after {heard} characters"
-            raise connection_error(error, self._endpoint.where, self._endpoint.seconds, when) from None
+            raise self._endpoint.broken(error, f" after {heard} characters") from None
         await self._last_bytes()
         return []
 
@@ -145,24 +163,22 @@ class Stream:
         """A connection can be kept once its answer was read to the end."""
         with suppress(Exception):
             async with asyncio.timeout(LAST_BYTES_SECONDS):
-                async for _ in self._pieces:
+                while await self._response.content.readany():
                     pass
 
     async def problem(self) -> Any:
         """The whole body of an error: its JSON, or else its text; empty if it does not come."""
         try:
-            await self._response.aread()
+            text = (await self._response.text(errors="replace")).strip()
         except Exception:
             return ""
-        text = self._response.text.strip()
         try:
             return json.loads(text)
         except ValueError:
             return text
 
     async def aclose(self) -> None:
-        await self._pieces.aclose()
-        await self._response.aclose()
+        self._response.close()
 
 
 class Events:
