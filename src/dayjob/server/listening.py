@@ -15,8 +15,7 @@ from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
-from h11 import ConnectionClosed, LocalProtocolError
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from dayjob.errors import InputError
 from dayjob.server.middleware import Streams
@@ -92,7 +91,7 @@ class Listening:
                 server, http=protocol, ws="none", lifespan="on", log_config=None, log_level="critical",
                 access_log=False, server_header=False, proxy_headers=False, backlog=BACKLOG,
                 limit_concurrency=_most_connections(), timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=HEAD_BYTES,
+                timeout_graceful_shutdown=STOP_SECONDS,
             )
         )  # fmt: skip
         self._serving: asyncio.Task[None] | None = None
@@ -129,12 +128,16 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-class _Protocol(H11Protocol):
-    """Closes a connection on which no request begins in time: uvicorn would wait for its headers for ever."""
+class _Protocol(HttpToolsProtocol):
+    """Closes a connection on which no request begins in time, and refuses a head that is too large.
+
+    uvicorn would wait for a head for ever, and take one of any size.
+    """
 
     def __init__(self, head_seconds: float, *settings: Any, **more: Any) -> None:
         super().__init__(*settings, **more)
         self._head_seconds = head_seconds
+        self._head_bytes = 0
         self._giving_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -146,12 +149,35 @@ class _Protocol(H11Protocol):
         super().data_received(data)
         if self._is_answering():
             self._stop_waiting()
-        elif self._giving_up is None:
+            return
+        self._count(len(data))
+        if self._giving_up is None:
             self._await_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        if self._head_bytes <= HEAD_BYTES:
+            super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def _count(self, bytes: int) -> None:
+        self._head_bytes += bytes
+        if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
 
     def _is_answering(self) -> bool:
         cycle = cast("RequestResponseCycle | None", self.cycle)
@@ -167,11 +193,8 @@ class _Protocol(H11Protocol):
 
     def _give_up(self) -> None:
         self._giving_up = None
-        if self.transport.is_closing() or self._is_answering():
-            return
-        with contextlib.suppress(LocalProtocolError):
-            self.conn.send(ConnectionClosed())
-        self.transport.close()
+        if not (self.transport.is_closing() or self._is_answering()):
+            self.transport.close()
 
 
 class _Joined:
