@@ -5,6 +5,7 @@ DayjobError
 ├── UnknownJob            no job of that name here
 ├── UnknownRun            no run of that id in this store
 ├── UnknownAction         the run does not wait for that action
+├── UnknownCursor         the page of a list is to go on from what is not in it
 ├── SubmitConflict        the same key was submitted before, with other input
 ├── ThreadBusy            the thread already has an active run
 ├── WrongStatus           the run's status does not allow that
@@ -73,6 +74,17 @@ class UnknownRun(DayjobError):
 
 class UnknownAction(DayjobError):
     """The run does not wait for that action. List what it waits for with `dayjob actions`."""
+
+
+class UnknownCursor(DayjobError):
+    """A page is to go on from what is not in the list, and was not lately. Begin the list anew.
+
+    `field` is the one that names it: "after" or "before".
+    """
+
+    def __init__(self, field: str, cursor: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {cursor!r} is not in this list, and was not lately. Begin the list anew.")
 
 
 class SubmitConflict(DayjobError):

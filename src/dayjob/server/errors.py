@@ -22,6 +22,7 @@ from dayjob.errors import (
     SubmitConflict,
     ThreadBusy,
     UnknownAction,
+    UnknownCursor,
     UnknownJob,
     UnknownRun,
     ValueTooLarge,
@@ -146,6 +147,8 @@ def refused_of(problem: DayjobError) -> Refused:
     match problem:
         case UnknownRun() | UnknownJob() | UnknownAction():
             return Refused(problem.message, 404)
+        case UnknownCursor():
+            return Refused(problem.message, param=problem.field, code="invalid_value")
         case SubmitConflict() | ThreadBusy() | WrongStatus() | InputError() | NotJSON():
             return Refused(problem.message)
         case ValueTooLarge():

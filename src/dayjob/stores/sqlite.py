@@ -46,6 +46,7 @@ from dayjob.stores.sqlite_ends import (
 )
 from dayjob.stores.sqlite_file import MIGRATIONS
 from dayjob.stores.sqlite_imports import SQLiteImports
+from dayjob.stores.sqlite_pages import close_gaps
 from dayjob.stores.sqlite_reads import load
 from dayjob.stores.sqlite_rows import CLAIMABLE, ENDED, HELD, PARKED, RUN_FIELDS, input_of, insert_run, run_of
 from dayjob.stores.sqlite_threads import APPEND, CREATE_THREAD, active_run, append, append_values
@@ -502,6 +503,7 @@ class SQLiteStore(SQLiteImports):
             woken += admit_delayed(connection, now)
             woken += signal_ended_children(connection)
             warned = warn_of_deadlines(connection, now)
+            close_gaps(connection, now)
             next_due = connection.execute(
                 "SELECT min(at) FROM (SELECT min(due) AS at FROM runs WHERE due IS NOT NULL "
                 "UNION ALL SELECT min(expires) FROM runs WHERE expires IS NOT NULL "

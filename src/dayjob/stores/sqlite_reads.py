@@ -111,7 +111,9 @@ class SQLiteReads:
     async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Makes a read in a thread."""
         self._check_open()
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._make, query, LOCKED_SECONDS)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._readers, self._make, query, LOCKED_SECONDS
+        )
 
     async def _look(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Makes a read of a few rows by their keys right here: by another thread it takes ten times as long."""
@@ -121,7 +123,9 @@ class SQLiteReads:
             await asyncio.sleep(0)
         try:
             return self._make(query, 0.0)
-        except StoreLocked:  # by another process that opens or recovers the file: not for the event loop to wait for
+        except (
+            StoreLocked
+        ):  # by another process that opens or recovers the file: not for the event loop to wait for
             return await self._read(query)
 
     def _check_open(self) -> None:
