@@ -11,6 +11,7 @@ DayjobError
 ├── WrongStatus           the run's status does not allow that
 ├── NotJSON               a value cannot be stored as JSON
 ├── ValueTooLarge         a value is over the limit
+├── EmptyPrompt           a model is to be asked without a message
 ├── WindowTooSmall        not even the last message fits the model's window
 ├── StepError             a step failed; what a job catches
 ├── Incomplete            a job says: I end here, with what I have
@@ -112,6 +113,10 @@ class NotJSON(DayjobError):
 
 class ValueTooLarge(DayjobError):
     """A value is over the limit of 8 MB. Keep it in a file or a bucket, and return where it is."""
+
+
+class EmptyPrompt(DayjobError):
+    """messages: a prompt needs at least one message"""
 
 
 class WindowTooSmall(DayjobError):
