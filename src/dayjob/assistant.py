@@ -96,7 +96,9 @@ def assistant_job(tools: Iterable[Tool[..., Any]] = (), seeing: Seeing | None = 
             if error.type == "WindowTooSmall" and request.max_prompt_tokens is not None:
                 raise Incomplete("max_prompt_tokens") from None
             if error.type == "EmptyPrompt":
-                why = "the thread has no message, and the assistant no instructions: there is nothing to answer"
+                why = (
+                    "the thread has no message, and the assistant no instructions: there is nothing to answer"
+                )
                 raise StepError(error.type, why, step=error.step) from None
             raise
 

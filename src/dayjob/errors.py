@@ -4,6 +4,7 @@ DayjobError
 ├── InputError            an argument is missing, unknown or of the wrong type
 ├── UnknownJob            no job of that name here
 ├── UnknownRun            no run of that id in this store
+├── UnknownThread         no thread of that id in this store
 ├── UnknownAction         the run does not wait for that action
 ├── UnknownCursor         the page of a list is to go on from what is not in it
 ├── SubmitConflict        the same key was submitted before, with other input
@@ -71,6 +72,10 @@ class UnknownJob(DayjobError):
 
 class UnknownRun(DayjobError):
     """No run of that id is in this store. List them with `dayjob runs`."""
+
+
+class UnknownThread(DayjobError):
+    """No thread of that id is in this store."""
 
 
 class UnknownAction(DayjobError):

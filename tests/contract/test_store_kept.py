@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dayjob import Run, job
-from dayjob.errors import ThreadBusy, UnknownCursor
+from dayjob.errors import ThreadBusy, UnknownCursor, UnknownThread
 from dayjob.kept import (
     Arrival,
     AuditRecord,
@@ -22,8 +22,8 @@ from dayjob.kept import (
     step_kind,
 )
 from dayjob.run import new_run
-from dayjob.runs import Status
-from dayjob.stores import Answer, Store, open_store
+from dayjob.runs import RunRecord, Status
+from dayjob.stores import Answer, Store, Submitted, open_store
 from dayjob.testing import Clock
 
 
@@ -159,6 +159,27 @@ async def test_a_thread_that_is_not_there_takes_no_message(store: Store) -> None
     await store.delete_thread("t")
     assert await store.append_message("t", message(2)) is None
     assert await ids(store, Page()) == ([], False)
+
+
+async def test_a_run_makes_its_thread_or_finds_it_as_it_was_asked(store: Store) -> None:
+    def run(project: str) -> RunRecord:
+        return new_run(work(), b"{}", 1.0, home="t", thread="t", project=project)
+
+    async def submit(project: str, make_thread: bool) -> Submitted:
+        return await store.submit_and_claim(run(project), "enqueue", [message(1)], None, make_thread)
+
+    with pytest.raises(UnknownThread, match="No thread found with id 't'"):
+        await submit("p", make_thread=False)
+    assert (await store.thread("t"), await store.active_runs("t"), await store.thread_messages("t")) == (
+        None,
+        [],
+        [],
+    )
+    await submit("p", make_thread=True)
+    await submit("p", make_thread=False)
+    with pytest.raises(UnknownThread):
+        await submit("q", make_thread=False)
+    assert len(await store.active_runs("t")) == 2
 
 
 async def test_details_of_threads_messages_and_runs_are_changed_and_nothing_else(store: Store) -> None:

@@ -25,6 +25,7 @@ from dayjob.errors import (
     UnknownCursor,
     UnknownJob,
     UnknownRun,
+    UnknownThread,
     ValueTooLarge,
     WrongStatus,
 )
@@ -145,7 +146,7 @@ def unexpected(request: str) -> Refused:
 
 def refused_of(problem: DayjobError) -> Refused:
     match problem:
-        case UnknownRun() | UnknownJob() | UnknownAction():
+        case UnknownRun() | UnknownJob() | UnknownAction() | UnknownThread():
             return Refused(problem.message, 404)
         case UnknownCursor():
             return Refused(problem.message, param=problem.field, code="invalid_value")

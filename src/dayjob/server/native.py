@@ -100,7 +100,7 @@ async def create_run(
         _request(desk.app, body), key=body.key or idempotency_key, thread=body.thread, queue=body.queue,
         priority=body.priority, delay=body.delay, tags=body.tags,
         limits=None if body.limits is None else body.limits.limits(),
-        when_busy=body.when_busy, project=caller.project,
+        when_busy=body.when_busy, project=caller.project, make_thread=False,
     )  # fmt: skip
     return JSON(await run_document(desk.app, await desk.app.get(handle.id), ()), 201)
 

@@ -206,7 +206,7 @@ async def _submit(
         handle = await desk.app.submit(
             desk.app.jobs[JOB](asked), key=submit_key_for(request), thread=thread, project=caller.project,
             expires=desk.settings.expires_seconds, when_busy=desk.settings.when_busy, messages=messages or (),
-            limits=_limits(asked), details={"metadata": body.metadata} if body.metadata else None,
+            make_thread=False, limits=_limits(asked), details={"metadata": body.metadata} if body.metadata else None,
         )  # fmt: skip
     except ThreadBusy as busy:
         raise Refused(f"Thread {thread} already has an active run {busy.run}.") from None

@@ -217,6 +217,11 @@ def active_runs(connection: sqlite3.Connection, thread: str) -> list[str]:
     return [str(id) for (id,) in connection.execute(statement, (thread,))]
 
 
+def has_thread(connection: sqlite3.Connection, project: str, thread: str) -> bool:
+    statement = "SELECT 1 FROM threads WHERE home = ?1 AND id = ?1 AND project = ?2"
+    return connection.execute(statement, (thread, project)).fetchone() is not None
+
+
 def _thread(connection: sqlite3.Connection, thread: str) -> ThreadRecord | None:
     statement = f"SELECT {THREAD_FIELDS} FROM threads WHERE home = ?1 AND id = ?1"
     row = connection.execute(statement, (thread,)).fetchone()
