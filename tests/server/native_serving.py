@@ -58,6 +58,17 @@ async def count(run: Run, to: int) -> int:
 
 
 @job
+async def nest(run: Run, depth: int) -> Any:
+    def nested() -> Any:
+        value: Any = "core"
+        for _ in range(depth):
+            value = [value]
+        return value
+
+    return await run.step(nested)
+
+
+@job
 async def fails(run: Run) -> None:
     await run.step(lambda: 1, name="fine")
     raise ValueError("no good")
@@ -68,7 +79,7 @@ async def parent(run: Run) -> int:
     return await (await run.start(count(to=2))).result()
 
 
-JOBS = (greet, inquire, pay, listen, count, fails, parent)
+JOBS = (greet, inquire, pay, listen, count, nest, fails, parent)
 
 
 @dataclass

@@ -75,6 +75,21 @@ async def test_a_stream_tells_each_step_once_and_ends_with_the_status(here: Nati
     assert all(event.id for event in events if event.name in ("step.finished", "run.status"))
 
 
+async def test_whatever_may_be_stored_is_told_however_deep_it_is(here: Native) -> None:
+    run = await here.run("nest", depth=254)
+    events = await here.events(run)
+    [steps] = (await here.http.get(f"/api/runs/{run}/steps")).json()["data"]
+    step = (await here.http.get(f"/api/runs/{run}/step", params={"key": "nested"})).json()
+    whole = (await here.http.get(f"/api/runs/{run}")).json()
+    [told] = [event.data["step"] for event in events if event.name == "step.finished"]
+    for value in (told["value"], steps["value"], step["value"], whole["output"]):
+        assert str(value) == "[" * 254 + "'core'" + "]" * 254
+    assert events[-1].data["status"] == "completed"
+    deeper = await here.run("nest", depth=255)
+    assert [event.name for event in await here.events(deeper)][-1] == "run.status"
+    assert (await here.ended(deeper))["status"] == "failed"
+
+
 async def test_text_comes_as_it_is_said(here: Native, model: Dictated) -> None:
     run = await here.run("greet", name="Ann")
     async with asyncio.timeout(20), here.stream(run) as events:

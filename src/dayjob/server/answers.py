@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-import orjson
 from fastapi import Depends, Query, Response
 
 from dayjob.errors import UnknownCursor
 from dayjob.kept import Found, Page
+from dayjob.values import json_of
 
 T = TypeVar("T")
 
@@ -26,10 +25,7 @@ class JSON(Response):
         super().__init__(content, status_code, headers)
 
     def render(self, content: Any) -> bytes:
-        try:
-            return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
-        except orjson.JSONEncodeError:  # what was just not too deep to be stored is, within an answer
-            return json.dumps(content, ensure_ascii=False).encode()
+        return json_of(content)
 
 
 async def _page(

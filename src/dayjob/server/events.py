@@ -12,11 +12,11 @@ import logging
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-import orjson
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from dayjob.errors import DayjobError
+from dayjob.values import json_of
 
 HEARTBEAT = b": still here\n\n"
 """A comment: clients read the data of every event as JSON."""
@@ -25,9 +25,8 @@ logger = logging.getLogger("dayjob.server")
 
 def frame(name: str, data: Mapping[str, Any], id: str | None = None) -> bytes:
     """An event, as it goes over the wire."""
-    told = orjson.dumps(data, default=str, option=orjson.OPT_NON_STR_KEYS)
     head = b"" if id is None else b"id: %b\n" % id.encode()
-    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), told)
+    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), json_of(data, str))
 
 
 class EventStream(Response):
