@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -200,6 +201,20 @@ async def test_a_body_that_is_not_called_json_is_refused(serving: Any, kind: str
     refused = await (await served.http()).post("/v1/echo", content=b"{}", headers=headers)
     assert refused.status_code == 415
     assert "application/json" in error_of(refused)["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/echo", "/v1/files"])
+async def test_a_compressed_body_is_refused_and_not_inflated(serving: Any, path: str) -> None:
+    served = await serving(routes=echoing)
+    http = await served.http()
+    small = gzip.compress(b'{"model":"' + b"m" * 1_000_000 + b'"}')
+    for encoding in ("gzip", "GZIP", "deflate", "br", "gzip, identity"):
+        headers = {"content-type": "application/json", "content-encoding": encoding}
+        refused = await http.post(path, content=small, headers=headers)
+        assert refused.status_code == 415
+        assert error_of(refused)["message"].startswith("Content-Encoding: send the body as it is, not as")
+    plain = {"content-type": "application/json", "content-encoding": "identity"}
+    assert (await http.post("/v1/echo", content=b"{}", headers=plain)).json()["bytes"] == 2
 
 
 async def test_a_request_without_a_body_needs_no_type(serving: Any) -> None:
