@@ -69,6 +69,11 @@ async def nest(run: Run, depth: int) -> Any:
 
 
 @job
+async def write(run: Run, characters: int) -> int:
+    return len(await run.step(lambda: "x" * characters))
+
+
+@job
 async def fails(run: Run) -> None:
     await run.step(lambda: 1, name="fine")
     raise ValueError("no good")
@@ -79,7 +84,7 @@ async def parent(run: Run) -> int:
     return await (await run.start(count(to=2))).result()
 
 
-JOBS = (greet, inquire, pay, listen, count, nest, fails, parent)
+JOBS = (greet, inquire, pay, listen, count, nest, write, fails, parent)
 
 
 @dataclass

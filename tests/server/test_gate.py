@@ -313,7 +313,7 @@ async def test_a_connection_that_does_not_say_what_it_wants_is_closed(serving: A
 
 def test_of_two_that_take_an_address_at_once_one_is_told() -> None:
     server = FastAPI()
-    server.state.streams = Streams()
+    server.state.streams, server.state.stalled_seconds = Streams(), 1.0
     with bound("127.0.0.1", 0) as first, bound("127.0.0.1", first.getsockname()[1]) as second:
         first.listen()
         with pytest.raises(InputError, match=r"--port: .* in use"):

@@ -201,6 +201,47 @@ async def test_a_client_that_takes_nothing_is_let_go_of_and_may_come_back(url: s
         await asyncio.sleep(0.1)  # until the server has seen that the connection is gone
 
 
+async def test_a_client_that_reads_slowly_but_reads_on_gets_it_all(url: str) -> None:
+    async with native(url, stalled_seconds=1.5) as here:
+        run = await here.run("write", characters=7_000_000)
+        await here.ended(run)
+        head = (
+            f"GET /api/runs/{run}/events HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer default\r\n\r\n"
+        )
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)
+            client.connect((here.http.base_url.host, here.http.base_url.port))
+            client.setblocking(False)
+            loop, told = asyncio.get_running_loop(), b""
+            await loop.sock_sendall(client, head.encode())
+            while b'"status":"completed"' not in told[-1_000:]:
+                piece = await loop.sock_recv(client, 50_000)
+                assert piece, "it was let go of"
+                told += piece
+                await asyncio.sleep(0.03)
+        assert len(told) > 7_000_000
+
+
+@pytest.mark.parametrize("path", ["events", "steps"])
+async def test_what_a_client_does_not_take_is_not_held_for_it(url: str, path: str) -> None:
+    async with native(url, stalled_seconds=0.2) as here:
+        run = await here.run("write", characters=7_000_000)
+        await here.ended(run)
+        head = (
+            f"GET /api/runs/{run}/{path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer default\r\n\r\n"
+        )
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            client.connect((here.http.base_url.host, here.http.base_url.port))
+            client.sendall(head.encode())
+            await asyncio.sleep(1)
+            client.settimeout(20)
+            left = 0
+            while piece := await asyncio.to_thread(client.recv, 1_000_000):
+                left += len(piece)
+        assert left < 7_000_000  # what was on its way to it, and no more
+
+
 async def test_many_streams_lose_nothing(here: Native) -> None:
     runs = [await here.run("count", to=3) for _ in range(20)]
     limits = httpx2.Limits(max_connections=200)

@@ -70,7 +70,8 @@ async def listening(
 ) -> AsyncIterator[Listening]:
     """Takes connections while open; each has so many seconds to say what it wants.
 
-    Closing it ends streams, and lets requests in progress finish.
+    One is closed whose client takes nothing of an answer for as long as the server's settings say. Leaving ends
+    streams, and lets requests in progress finish.
     """
     opened = Listening(server, listener, head_seconds)
     await opened.start()
@@ -86,7 +87,9 @@ class Listening:
     def __init__(self, server: FastAPI, listener: socket.socket, head_seconds: float) -> None:
         self._streams: Streams = server.state.streams
         self._listener = listener
-        protocol = cast(type[asyncio.Protocol], partial(_Protocol, head_seconds))
+        protocol = cast(
+            type[asyncio.Protocol], partial(_Protocol, head_seconds, server.state.stalled_seconds)
+        )
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 server, http=protocol, ws="none", lifespan="on", log_config=None, log_level="critical",
@@ -130,12 +133,17 @@ class _Uvicorn(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection on which no request begins in time: uvicorn would wait for its headers for ever."""
+    """Closes a connection on which no request begins in time, or of whose answer nothing is taken any more.
 
-    def __init__(self, head_seconds: float, *settings: Any, **more: Any) -> None:
+    uvicorn would wait for ever, and hold what is not taken.
+    """
+
+    def __init__(self, head_seconds: float, stalled_seconds: float, *settings: Any, **more: Any) -> None:
         super().__init__(*settings, **more)
         self._head_seconds = head_seconds
+        self._stalled_seconds = stalled_seconds
         self._giving_up: asyncio.TimerHandle | None = None
+        self._stalling: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -150,7 +158,31 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_watching()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._stop_watching()
+        super().resume_writing()
+
+    def _watch(self, left: int) -> None:
+        self._stalling = self.loop.call_later(self._stalled_seconds, self._abort_if_still, left)
+
+    def _stop_watching(self) -> None:
+        if self._stalling is not None:
+            self._stalling.cancel()
+            self._stalling = None
+
+    def _abort_if_still(self, left: int) -> None:
+        still = self.transport.get_write_buffer_size()
+        if still < left:  # slow is not gone
+            self._watch(still)
+        else:
+            self.transport.abort()
 
     def _is_answering(self) -> bool:
         cycle = cast("RequestResponseCycle | None", self.cycle)

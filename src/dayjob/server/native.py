@@ -251,7 +251,7 @@ async def follow_run(
         async with aclosing(desk.app.streams.follow(run, last_event_id or after)) as rest:
             if await anext(rest, None) is None:
                 return Response(status_code=204)
-    return EventStream(_chunks(run, happenings), desk.settings.stalled_seconds)
+    return EventStream(_chunks(run, happenings))
 
 
 async def _chunks(run: str, happenings: AsyncGenerator[Happening, None]) -> AsyncGenerator[bytes, None]:

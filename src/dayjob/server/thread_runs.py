@@ -121,9 +121,7 @@ async def stream_run(
     """The stream of a run from its beginning, or after the event that the client saw last."""
     run = await desk.assistants_run_of(caller, thread_id, run_id)
     Place.of(last_event_id)
-    return EventStream(
-        events_of(desk, run, last_event_id), desk.settings.stalled_seconds, last_words=LAST_WORDS
-    )
+    return EventStream(events_of(desk, run, last_event_id), last_words=LAST_WORDS)
 
 
 @router.post(OF_RUN, responses=answers("Run"))
@@ -233,9 +231,7 @@ async def _answer(
 ) -> Response:
     """The answer to what sets a run going."""
     if stream:
-        return EventStream(
-            events_of(desk, run, after, thread), desk.settings.stalled_seconds, headers, last_words=LAST_WORDS
-        )
+        return EventStream(events_of(desk, run, after, thread), headers, last_words=LAST_WORDS)
     return JSON(await _body(desk, run), headers=headers)
 
 
