@@ -226,13 +226,15 @@ class Dayjob:
         project: str = PROJECT,
         details: dict[str, Any] | None = None,
         messages: Sequence[MessageRecord] = (),
+        make_thread: bool = True,
     ) -> Handle:
         """Queues a run; it is durable when this returns.
 
         The same `key` for the same job gives the run that is there already; with other input it raises
         SubmitConflict. A higher `priority` goes first. `delay` is in seconds. A run that is not over
         `expires` seconds from now ends expired, whatever it is doing. A `thread` has one active run: a second
-        raises ThreadBusy, or waits its turn with `when_busy="enqueue"`. `limits` are for the run and all its
+        raises ThreadBusy, or waits its turn with `when_busy="enqueue"`. One that is not there is made; with
+        `make_thread` False it raises UnknownThread. `limits` are for the run and all its
         children together. `details` are kept with the run for its client, and `messages` added to its thread,
         if the run is queued.
         """
@@ -265,19 +267,21 @@ class Dayjob:
             record.admitted, record.due = 0, now + delay
         if expires is not None:
             record.expires, record.expires_seconds = now + expires, expires
-        submitting = asyncio.create_task(self._submit(record, when_busy, messages))
+        submitting = asyncio.create_task(self._submit(record, when_busy, messages, make_thread))
         submitting.add_done_callback(lambda done: done.cancelled() or done.exception())
         stored = await asyncio.shield(submitting)  # what was claimed must be begun, whoever still waits
         return Handle(self, stored.id, request.job, stored)
 
     async def _submit(
-        self, record: RunRecord, when_busy: str, messages: Sequence[MessageRecord]
+        self, record: RunRecord, when_busy: str, messages: Sequence[MessageRecord], make_thread: bool
     ) -> RunRecord:
         """Queues a run; a worker of this app that has room claims it in the same transaction."""
         with contextlib.ExitStack() as stack:
             offers = ((worker, stack.enter_context(worker.offer())) for worker in self._workers)
             worker, wanted = next((each for each in offers if each[1] is not None), (None, None))
-            stored, claimed = await self.store.submit_and_claim(record, when_busy, messages, wanted)
+            stored, claimed = await self.store.submit_and_claim(
+                record, when_busy, messages, wanted, make_thread
+            )
             if worker is not None:
                 worker.take(claimed)
         run: RunRecord = stored

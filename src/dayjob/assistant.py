@@ -95,6 +95,11 @@ def assistant_job(tools: Iterable[Tool[..., Any]] = (), seeing: Seeing | None = 
                 raise Incomplete("max_completion_tokens") from None
             if error.type == "WindowTooSmall" and request.max_prompt_tokens is not None:
                 raise Incomplete("max_prompt_tokens") from None
+            if error.type == "EmptyPrompt":
+                why = (
+                    "the thread has no message, and the assistant no instructions: there is nothing to answer"
+                )
+                raise StepError(error.type, why, step=error.step) from None
             raise
 
     return assistant

@@ -4,12 +4,15 @@ DayjobError
 ├── InputError            an argument is missing, unknown or of the wrong type
 ├── UnknownJob            no job of that name here
 ├── UnknownRun            no run of that id in this store
+├── UnknownThread         no thread of that id in this store
 ├── UnknownAction         the run does not wait for that action
+├── UnknownCursor         the page of a list is to go on from what is not in it
 ├── SubmitConflict        the same key was submitted before, with other input
 ├── ThreadBusy            the thread already has an active run
 ├── WrongStatus           the run's status does not allow that
 ├── NotJSON               a value cannot be stored as JSON
 ├── ValueTooLarge         a value is over the limit
+├── EmptyPrompt           a model is to be asked without a message
 ├── WindowTooSmall        not even the last message fits the model's window
 ├── StepError             a step failed; what a job catches
 ├── Incomplete            a job says: I end here, with what I have
@@ -71,8 +74,23 @@ class UnknownRun(DayjobError):
     """No run of that id is in this store. List them with `dayjob runs`."""
 
 
+class UnknownThread(DayjobError):
+    """No thread of that id is in this store."""
+
+
 class UnknownAction(DayjobError):
     """The run does not wait for that action. List what it waits for with `dayjob actions`."""
+
+
+class UnknownCursor(DayjobError):
+    """A page is to go on from what is not in the list, and was not lately. Begin the list anew.
+
+    `field` is the one that names it: "after" or "before".
+    """
+
+    def __init__(self, field: str, cursor: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {cursor!r} is not in this list, and was not lately. Begin the list anew.")
 
 
 class SubmitConflict(DayjobError):
@@ -100,6 +118,10 @@ class NotJSON(DayjobError):
 
 class ValueTooLarge(DayjobError):
     """A value is over the limit of 8 MB. Keep it in a file or a bucket, and return where it is."""
+
+
+class EmptyPrompt(DayjobError):
+    """messages: a prompt needs at least one message"""
 
 
 class WindowTooSmall(DayjobError):

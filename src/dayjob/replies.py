@@ -9,7 +9,15 @@ from typing import Any
 
 import orjson
 
-from dayjob.errors import DayjobError, InputError, InvalidAnswer, NotJSON, StepError, ValueTooLarge
+from dayjob.errors import (
+    DayjobError,
+    EmptyPrompt,
+    InputError,
+    InvalidAnswer,
+    NotJSON,
+    StepError,
+    ValueTooLarge,
+)
 from dayjob.events import Speech
 from dayjob.journal import error_bytes
 from dayjob.kept import MessageRecord
@@ -86,7 +94,7 @@ class ModelCall:
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         )
         if not messages:
-            raise InputError("messages: a prompt needs at least one message")
+            raise EmptyPrompt
         if instructions is not None:
             messages.insert(0, {"role": "system", "content": instructions})
         self.messages = messages

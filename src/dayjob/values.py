@@ -144,6 +144,17 @@ def within_limit(data: bytes) -> bytes:
     return data
 
 
+def json_of(document: Any, default: Callable[[Any], Any] | None = None, *, indented: bool = False) -> bytes:
+    """JSON bytes of a document to be shown; in it what is stored may lie deeper than `encode` goes."""
+    option = orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if indented else 0)
+    try:
+        return orjson.dumps(document, default, option)
+    except orjson.JSONEncodeError:
+        separators, indent = ((",", ": "), 2) if indented else ((",", ":"), None)
+        text = json.dumps(document, default=default, ensure_ascii=False, separators=separators, indent=indent)
+        return text.encode()
+
+
 def decode(data: bytes, declared: Any = Any) -> Any:
     """The value of its declared type. Raises InputError, saying what was expected where."""
     value = orjson.loads(data)

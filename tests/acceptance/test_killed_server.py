@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, BadRequestError
 
 from tests.acceptance.command_line import JOBS, CommandLine
 from tests.bank import Bank, closed_port
@@ -165,6 +165,46 @@ async def test_a_run_with_a_key_is_made_once_whenever_the_server_dies_about_it(t
             assert (await making).status == "completed"
             assert [each.id for each in (await runs.list(on)).data] == [(await making).id]
             assert await said(client, on) == ["Hi.", "Hello there."]
+
+
+class AnswerLost(httpx.AsyncHTTPTransport):
+    """Kills the server when it has answered, and loses the answer: the client sends the same request again."""
+
+    def __init__(self, server: Server, path: str) -> None:
+        super().__init__()
+        self._server = server
+        self._path = path
+        self.lost = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        if (request.method, request.url.path) == ("POST", self._path) and not self.lost:
+            self.lost += 1
+            await self._server.killed_and_started()
+            raise httpx.ReadError("the server died", request=request)
+        return response
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_a_run_whose_answer_was_lost_is_there_and_sent_again_is_found_by_its_key(
+    tmp_path: Path, keyed: bool
+) -> None:
+    async with serving(tmp_path, hangs()) as (server, client):
+        on, who = await thread(client), await assistant(client)
+        path = f"/v1/threads/{on}/runs"
+        async with httpx.AsyncClient(transport=AnswerLost(server, path)) as http:
+            runs = client.with_options(http_client=http).beta.threads.runs
+            key = {"Idempotency-Key": "k"} if keyed else {}
+            making = runs.create(thread_id=on, assistant_id=who, extra_headers=key)
+            if keyed:
+                made = (await making).id
+                assert [each.id for each in (await runs.list(on)).data] == [made]
+            else:
+                with pytest.raises(BadRequestError) as refused:
+                    await making
+                [run] = (await runs.list(on)).data
+                words = f"Thread {on} already has an active run {run.id}."
+                assert refused.value.body == {**refused.value.body, "message": words}
 
 
 async def test_a_server_that_died_while_its_own_tool_paid_pays_once(tmp_path: Path) -> None:

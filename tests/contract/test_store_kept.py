@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dayjob import Run, job
-from dayjob.errors import ThreadBusy
+from dayjob.errors import ThreadBusy, UnknownCursor, UnknownThread
 from dayjob.kept import (
     Arrival,
     AuditRecord,
@@ -21,8 +22,8 @@ from dayjob.kept import (
     step_kind,
 )
 from dayjob.run import new_run
-from dayjob.runs import Status
-from dayjob.stores import Answer, Store, open_store
+from dayjob.runs import RunRecord, Status
+from dayjob.stores import Answer, Store, Submitted, open_store
 from dayjob.testing import Clock
 
 
@@ -31,8 +32,13 @@ async def work(run: Run) -> str: ...
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path / 'kept.db'}", clock=Clock(1_000.0))
+def clock() -> Clock:
+    return Clock(1_000.0)
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
+    store = open_store(f"sqlite:///{tmp_path / 'kept.db'}", clock=clock)
     yield store
     await store.close()
 
@@ -61,7 +67,57 @@ async def test_a_page_goes_on_after_and_before_a_cursor_in_both_directions(store
     assert await ids(store, Page(2, ascending=True, after="msg_2")) == (["msg_3", "msg_4"], True)
     assert await ids(store, Page(2, ascending=True, before="msg_7")) == (["msg_5", "msg_6"], True)
     assert await ids(store, Page(9, after="msg_6", before="msg_2")) == (["msg_5", "msg_4", "msg_3"], False)
-    assert await ids(store, Page(9, after="msg_of_another")) == ([], False)
+    for page in (Page(9, after="msg_of_another"), Page(9, after="msg_2", before="msg_of_another")):
+        with pytest.raises(UnknownCursor, match="'msg_of_another' is not in this list"):
+            await ids(store, page)
+
+
+async def test_a_page_goes_on_from_where_its_cursor_was_before_it_was_deleted(store: Store) -> None:
+    await talk(store, *map(message, range(1, 8)))
+    for number in (5, 6, 7):
+        await store.delete_message("t", f"msg_{number}")
+    assert await ids(store, Page(3, after="msg_5")) == (["msg_4", "msg_3", "msg_2"], True)
+    assert await ids(store, Page(3, after="msg_5"), run="r") == ([], False)
+    assert await ids(store, Page(3, ascending=True, before="msg_6")) == (["msg_2", "msg_3", "msg_4"], True)
+    await store.append_message("t", message(8))  # it takes a place that was given before
+    assert await ids(store, Page(3, ascending=True, after="msg_5")) == (["msg_8"], False)
+    assert await ids(store, Page(3, before="msg_5")) == (["msg_8"], False)
+    assert await ids(store, Page(2, after="msg_5")) == (["msg_4", "msg_3"], True)
+    await store.append_message("t", message(6))
+    assert await ids(store, Page(1, after="msg_6")) == (["msg_8"], True)
+    await store.delete_thread("t")
+    await talk(store, message(1))
+    with pytest.raises(UnknownCursor):
+        await ids(store, Page(3, after="msg_5"))
+
+
+async def test_threads_and_objects_leave_a_gap_in_their_own_list_for_a_day(
+    store: Store, clock: Clock
+) -> None:
+    for name, made, project in (("a", 1.0, "p"), ("b", 2.0, "p"), ("c", 2.0, "p"), ("x", 1.5, "q")):
+        await store.create_thread(project, name, created=made)
+        await store.create_object(project, ObjectRecord("file", name, made, b"{}"))
+    await store.create_object("p", ObjectRecord("assistant", "a", 1.0, b"{}"))
+    assert await store.delete_thread("b") and await store.delete_object("p", "file", "b")
+    listed: list[Callable[..., Any]] = [
+        store.threads,
+        lambda project, page: store.objects(project, "file", page),
+    ]
+    for ask in listed:
+        assert [each.id for each in (await ask("p", Page(5, after="b"))).rows] == ["a"]
+        assert [each.id for each in (await ask("p", Page(5, before="b"))).rows] == ["c"]
+        with pytest.raises(UnknownCursor):
+            await ask("q", Page(5, after="b"))
+    with pytest.raises(UnknownCursor):
+        await store.objects("p", "assistant", Page(5, after="b"))
+    clock.advance(86_300)
+    await store.sweep(5)
+    assert len((await listed[0]("p", Page(5, after="b"))).rows) == 1
+    clock.advance(200)
+    await store.sweep(5)
+    for ask in listed:
+        with pytest.raises(UnknownCursor):
+            await ask("p", Page(5, after="b"))
 
 
 async def test_what_people_do_not_read_is_on_no_page_but_told_to_the_model(store: Store) -> None:
@@ -103,6 +159,27 @@ async def test_a_thread_that_is_not_there_takes_no_message(store: Store) -> None
     await store.delete_thread("t")
     assert await store.append_message("t", message(2)) is None
     assert await ids(store, Page()) == ([], False)
+
+
+async def test_a_run_makes_its_thread_or_finds_it_as_it_was_asked(store: Store) -> None:
+    def run(project: str) -> RunRecord:
+        return new_run(work(), b"{}", 1.0, home="t", thread="t", project=project)
+
+    async def submit(project: str, make_thread: bool) -> Submitted:
+        return await store.submit_and_claim(run(project), "enqueue", [message(1)], None, make_thread)
+
+    with pytest.raises(UnknownThread, match="No thread found with id 't'"):
+        await submit("p", make_thread=False)
+    assert (await store.thread("t"), await store.active_runs("t"), await store.thread_messages("t")) == (
+        None,
+        [],
+        [],
+    )
+    await submit("p", make_thread=True)
+    await submit("p", make_thread=False)
+    with pytest.raises(UnknownThread):
+        await submit("q", make_thread=False)
+    assert len(await store.active_runs("t")) == 2
 
 
 async def test_details_of_threads_messages_and_runs_are_changed_and_nothing_else(store: Store) -> None:

@@ -36,6 +36,14 @@ def test_a_completed_run_exits_0_with_its_output_on_stdout(dayjob: CommandLine) 
     assert "completed" in done.stderr
 
 
+def test_a_value_as_deep_as_may_be_stored_is_shown(dayjob: CommandLine) -> None:
+    deep = "[" * 253 + "1" + "]" * 253
+    given = f'{{"n":1,"anything":{deep}}}'
+    assert dayjob("run", f"{DESK}:echo", "--input-json", given).returncode == 0
+    shown = dayjob.json("show", dayjob.last_run())
+    assert json.dumps(shown["output"]["anything"]) == json.dumps(shown["input"]["anything"]) == deep
+
+
 def test_a_failed_run_exits_1_and_says_how_to_go_on(dayjob: CommandLine) -> None:
     done = dayjob("run", f"{DESK}:fails")
     assert done.returncode == 1

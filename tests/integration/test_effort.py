@@ -34,7 +34,7 @@ class Measured(SQLiteStore):
 
 
 def fill(path: str, count: int) -> None:
-    """So many runs of one thread, all over, each with a finished step; and so many threads."""
+    """So many runs of one thread, all over, each with a finished step; and so many threads, and gaps between them."""
     numbers = [(n,) for n in range(count)]
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.executemany(
@@ -51,6 +51,10 @@ def fill(path: str, count: int) -> None:
             "INSERT INTO threads (home, id, project, created) VALUES ('t_' || ?1, 't_' || ?1, 'p', -?1)",
             numbers,
         )
+        connection.executemany(
+            "INSERT INTO gaps (home, kind, id, created, deleted) VALUES ('g_' || ?1, 'thread/p', 'g_' || ?1, -?1, ?1)",
+            numbers,
+        )
 
 
 ASKED: dict[str, Callable[[Measured], Any]] = {
@@ -60,6 +64,7 @@ ASKED: dict[str, Callable[[Measured], Any]] = {
     "runs of a parent": lambda store: store.runs_page("p", Page(10), parent="none"),
     "runs of a thread": lambda store: store.thread_runs("t", Page(10, after="run_50")),
     "threads": lambda store: store.threads("p", Page(10, after="t_50")),
+    "threads after one that was deleted": lambda store: store.threads("p", Page(10, after="g_50")),
     "active runs": lambda store: store.active_runs("t"),
     "actions": lambda store: store.open_actions(None, "p"),
 }

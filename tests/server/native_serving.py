@@ -58,6 +58,22 @@ async def count(run: Run, to: int) -> int:
 
 
 @job
+async def nest(run: Run, depth: int) -> Any:
+    def nested() -> Any:
+        value: Any = "core"
+        for _ in range(depth):
+            value = [value]
+        return value
+
+    return await run.step(nested)
+
+
+@job
+async def write(run: Run, characters: int) -> int:
+    return len(await run.step(lambda: "x" * characters))
+
+
+@job
 async def fails(run: Run) -> None:
     await run.step(lambda: 1, name="fine")
     raise ValueError("no good")
@@ -68,7 +84,7 @@ async def parent(run: Run) -> int:
     return await (await run.start(count(to=2))).result()
 
 
-JOBS = (greet, inquire, pay, listen, count, fails, parent)
+JOBS = (greet, inquire, pay, listen, count, nest, write, fails, parent)
 
 
 @dataclass

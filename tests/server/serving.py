@@ -70,13 +70,15 @@ async def serving(
     worker: bool = True,
     model: Scripted | None = None,
     jobs: Sequence[Job] = (),
+    store: Any = None,
     **options: Any,
 ) -> AsyncIterator[Serving]:
     model = model or Scripted(reply)
     async with AsyncExitStack() as stack:
         settings = settings or Settings(files=folder / "files")
         known = [assistant_job(tools, seeing(settings.files)), *jobs]
-        app = Dayjob(f"sqlite:///{folder / 'jobs.db'}", model=model, jobs=known, worker=worker, **options)
+        store = store or f"sqlite:///{folder / 'jobs.db'}"
+        app = Dayjob(store, model=model, jobs=known, worker=worker, **options)
         await stack.enter_async_context(app)
         secret, record = new_key(PROJECT, "admin", "test", app.now())
         await app.store.add_key(record)

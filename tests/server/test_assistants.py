@@ -139,8 +139,25 @@ async def test_pages_hold_every_assistant_once_though_all_were_made_in_one_secon
         assert [each.id for each in page.data] == [made[5], made[4]]
         body = (await here.http.get("/assistants", params={"limit": 2, "after": made[3]})).json()
         assert (body["first_id"], body["last_id"], body["has_more"]) == (made[2], made[1], True)
-        body = (await here.http.get("/assistants", params={"after": "asst_of_nobody"})).json()
-        assert body == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+        for field in ("after", "before"):
+            with pytest.raises(openai.BadRequestError) as refused:
+                await assistants.list(**{field: "asst_of_nobody"})
+            assert refused.value.body["param"] == field and "asst_of_nobody" in refused.value.body["message"]
+
+
+async def test_who_deletes_what_is_on_each_page_comes_to_the_end_of_the_list(tmp_path: Path) -> None:
+    async with serving(tmp_path) as here:
+        beta = here.client.beta
+        thread = (await beta.threads.create()).id
+        for number in range(7):
+            how = {"Idempotency-Key": str(number)} if number % 2 else {}  # ids that say nothing of their time
+            await beta.assistants.create(model="m", extra_headers=how)
+            await beta.threads.messages.create(thread, role="user", content="x", extra_headers=how)
+        async for each in beta.assistants.list(limit=2):
+            await beta.assistants.delete(each.id)
+        async for said in beta.threads.messages.list(thread, limit=2, order="asc"):
+            await beta.threads.messages.delete(said.id, thread_id=thread)
+        assert (await beta.assistants.list()).data == (await beta.threads.messages.list(thread)).data == []
 
 
 async def test_one_project_sees_nothing_of_another(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -202,6 +203,20 @@ async def test_a_body_that_is_not_called_json_is_refused(serving: Any, kind: str
     assert "application/json" in error_of(refused)["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/echo", "/v1/files"])
+async def test_a_compressed_body_is_refused_and_not_inflated(serving: Any, path: str) -> None:
+    served = await serving(routes=echoing)
+    http = await served.http()
+    small = gzip.compress(b'{"model":"' + b"m" * 1_000_000 + b'"}')
+    for encoding in ("gzip", "GZIP", "deflate", "br", "gzip, identity"):
+        headers = {"content-type": "application/json", "content-encoding": encoding}
+        refused = await http.post(path, content=small, headers=headers)
+        assert refused.status_code == 415
+        assert error_of(refused)["message"].startswith("Content-Encoding: send the body as it is, not as")
+    plain = {"content-type": "application/json", "content-encoding": "identity"}
+    assert (await http.post("/v1/echo", content=b"{}", headers=plain)).json()["bytes"] == 2
+
+
 async def test_a_request_without_a_body_needs_no_type(serving: Any) -> None:
     served = await serving(routes=echoing)
     assert (await (await served.http()).post("/v1/echo")).json()["bytes"] == 0
@@ -298,7 +313,7 @@ async def test_a_connection_that_does_not_say_what_it_wants_is_closed(serving: A
 
 def test_of_two_that_take_an_address_at_once_one_is_told() -> None:
     server = FastAPI()
-    server.state.streams = Streams()
+    server.state.streams, server.state.stalled_seconds = Streams(), 1.0
     with bound("127.0.0.1", 0) as first, bound("127.0.0.1", first.getsockname()[1]) as second:
         first.listen()
         with pytest.raises(InputError, match=r"--port: .* in use"):

@@ -75,6 +75,21 @@ async def test_a_stream_tells_each_step_once_and_ends_with_the_status(here: Nati
     assert all(event.id for event in events if event.name in ("step.finished", "run.status"))
 
 
+async def test_whatever_may_be_stored_is_told_however_deep_it_is(here: Native) -> None:
+    run = await here.run("nest", depth=254)
+    events = await here.events(run)
+    [steps] = (await here.http.get(f"/api/runs/{run}/steps")).json()["data"]
+    step = (await here.http.get(f"/api/runs/{run}/step", params={"key": "nested"})).json()
+    whole = (await here.http.get(f"/api/runs/{run}")).json()
+    [told] = [event.data["step"] for event in events if event.name == "step.finished"]
+    for value in (told["value"], steps["value"], step["value"], whole["output"]):
+        assert str(value) == "[" * 254 + "'core'" + "]" * 254
+    assert events[-1].data["status"] == "completed"
+    deeper = await here.run("nest", depth=255)
+    assert [event.name for event in await here.events(deeper)][-1] == "run.status"
+    assert (await here.ended(deeper))["status"] == "failed"
+
+
 async def test_text_comes_as_it_is_said(here: Native, model: Dictated) -> None:
     run = await here.run("greet", name="Ann")
     async with asyncio.timeout(20), here.stream(run) as events:
@@ -184,6 +199,47 @@ async def test_a_client_that_takes_nothing_is_let_go_of_and_may_come_back(url: s
         events = await here.events(run)
         assert events[-1].data["status"] == "completed"
         await asyncio.sleep(0.1)  # until the server has seen that the connection is gone
+
+
+async def test_a_client_that_reads_slowly_but_reads_on_gets_it_all(url: str) -> None:
+    async with native(url, stalled_seconds=1.5) as here:
+        run = await here.run("write", characters=7_000_000)
+        await here.ended(run)
+        head = (
+            f"GET /api/runs/{run}/events HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer default\r\n\r\n"
+        )
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)
+            client.connect((here.http.base_url.host, here.http.base_url.port))
+            client.setblocking(False)
+            loop, told = asyncio.get_running_loop(), b""
+            await loop.sock_sendall(client, head.encode())
+            while b'"status":"completed"' not in told[-1_000:]:
+                piece = await loop.sock_recv(client, 50_000)
+                assert piece, "it was let go of"
+                told += piece
+                await asyncio.sleep(0.03)
+        assert len(told) > 7_000_000
+
+
+@pytest.mark.parametrize("path", ["events", "steps"])
+async def test_what_a_client_does_not_take_is_not_held_for_it(url: str, path: str) -> None:
+    async with native(url, stalled_seconds=0.2) as here:
+        run = await here.run("write", characters=7_000_000)
+        await here.ended(run)
+        head = (
+            f"GET /api/runs/{run}/{path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer default\r\n\r\n"
+        )
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            client.connect((here.http.base_url.host, here.http.base_url.port))
+            client.sendall(head.encode())
+            await asyncio.sleep(1)
+            client.settimeout(20)
+            left = 0
+            while piece := await asyncio.to_thread(client.recv, 1_000_000):
+                left += len(piece)
+        assert left < 7_000_000  # what was on its way to it, and no more
 
 
 async def test_many_streams_lose_nothing(here: Native) -> None:

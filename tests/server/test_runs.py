@@ -331,6 +331,20 @@ async def test_a_failed_run_tells_why(tmp_path: Path, error: Exception, code: st
         assert run.last_error.code == code and str(error) in run.last_error.message
 
 
+async def test_a_run_that_has_nothing_to_send_fails_for_its_prompt(tmp_path: Path) -> None:
+    async with serving(tmp_path, lambda request: "Hello.") as here:
+        beta = here.client.beta
+        mute = await beta.assistants.create(model="m")
+        thread = (await beta.threads.create()).id
+        run = await beta.threads.runs.create_and_poll(thread_id=thread, assistant_id=mute.id)
+        assert (run.status, run.last_error.code) == ("failed", "invalid_prompt")
+        assert "the thread has no message, and the assistant no instructions" in run.last_error.message
+        told = await beta.threads.runs.create_and_poll(
+            thread_id=thread, assistant_id=mute.id, instructions="Greet."
+        )
+        assert told.status == "completed"
+
+
 async def test_an_answer_that_was_cut_off_makes_the_run_incomplete(tmp_path: Path) -> None:
     cut = ModelReply("Once upon", (), Usage(5, 2), 0.0, "length", "scripted")
     async with serving(tmp_path, [cut]) as here:

@@ -10,8 +10,12 @@ from typing import Any
 import openai
 import pytest
 
+from dayjob.assistant import JOB, AssistantRun
 from dayjob.errors import UnknownRun
 from dayjob.models.scripted import Delay
+from dayjob.runs import RunRecord
+from dayjob.stores import Submitted, open_store
+from tests.failing_stores import Around
 from tests.server.serving import serving
 from tests.until import until
 
@@ -95,12 +99,50 @@ async def test_what_is_made_while_its_thread_is_deleted_leaves_nothing_behind(tm
             return thread, [each.json() for each in made]
 
         for thread, made in [await end() for _ in range(20)]:
-            if (await here.http.get(f"/threads/{thread}")).status_code == 404:
-                for run in (each for each in made if each.get("object") == "thread.run"):
-                    with contextlib.suppress(UnknownRun):
-                        await here.app.until_settled(run["id"], 10)
-                        assert not await here.app.store.get(run["id"]), run["id"]
-                assert await here.app.store.thread_messages(thread) == []
+            assert (await here.http.get(f"/threads/{thread}")).status_code == 404
+            for run in (each for each in made if each.get("object") == "thread.run"):
+                with contextlib.suppress(UnknownRun):
+                    await here.app.until_settled(run["id"], 10)
+                    assert not await here.app.store.get(run["id"]), run["id"]
+            assert await here.app.store.thread_messages(thread) == []
+
+
+class Deleting(Around):
+    """A store in which the thread of each run is deleted right before the run is made."""
+
+    async def submit_and_claim(self, run: RunRecord, *more: Any) -> Submitted:
+        assert run.thread is not None
+        await self.store.delete_thread(run.thread)
+        return await self.store.submit_and_claim(run, *more)
+
+
+async def test_a_run_whose_thread_is_deleted_meanwhile_is_refused_and_does_not_make_it_anew(
+    tmp_path: Path,
+) -> None:
+    store = Deleting(open_store(f"sqlite:///{tmp_path / 'jobs.db'}"))
+    async with serving(tmp_path, ["Hi."], store=store) as here:
+        assistant = (await here.http.post("/assistants", json={"model": "m"})).json()["id"]
+        more = [{"role": "user", "content": "x"}]
+        asked = {"assistant_id": assistant, "additional_messages": more}
+        for path, body in (
+            ("/v1/threads/T/runs", asked),
+            ("/v1/threads/T/runs", {**asked, "stream": True}),
+            ("/api/runs", {"job": "assistant", "input": {"request": {"assistant": "a", "model": "m"}}}),
+        ):
+            thread = (await here.http.post("/threads")).json()["id"]
+            named = {**body, "thread": thread} if path == "/api/runs" else body
+            url = here.url.removesuffix("/v1") + path.replace("T", thread)
+            answer = await here.http.post(url, json=named)
+            assert answer.status_code == 404, answer.text
+            assert answer.json()["error"]["message"] == f"No thread found with id '{thread}'."
+            assert await store.thread(thread) is None
+            assert (await store.active_runs(thread), await store.thread_messages(thread)) == ([], [])
+        handle = await here.app.submit(
+            here.app.jobs[JOB](AssistantRun("a", "m", instructions="x")), thread="new"
+        )
+        assert await handle.result(20) == "Hi."
+        assert await store.thread("new") is not None
+    await store.close()
 
 
 async def test_one_project_sees_nothing_of_another(tmp_path: Path) -> None:

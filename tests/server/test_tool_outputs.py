@@ -93,6 +93,8 @@ async def test_two_calls_side_by_side_are_answered_together_in_any_order(tmp_pat
         assert [each.id for each in page.data] == [steps[0].id]
         page = await threads.runs.steps.list(run.id, thread_id=run.thread_id, before=step.id)
         assert [each.id for each in page.data] == [steps[0].id]
+        with pytest.raises(openai.BadRequestError, match="'step_x' is not in this list"):
+            await threads.runs.steps.list(run.id, thread_id=run.thread_id, after="step_x")
 
 
 async def test_outputs_that_are_not_those_that_were_asked_for_are_refused(tmp_path: Path) -> None:

@@ -80,6 +80,19 @@ async def test_a_wrong_body_is_refused_by_the_name_of_its_field(
         assert message in error["message"]
 
 
+async def test_as_many_tools_are_taken_as_the_wire_allows(tmp_path: Path) -> None:
+    async with serving(tmp_path, lambda request: "Hello.") as here:
+        tools = [function(f"f{number}") for number in range(128)]
+        made = (
+            await here.http.post("/assistants", json={"model": "m", "instructions": "x", "tools": tools})
+        ).json()
+        assert len(made["tools"]) == 128
+        for given, count in (({}, 128), ({"tools": tools[:20]}, 20)):
+            run = await here.client.beta.threads.create_and_run_poll(assistant_id=made["id"], **given)
+            assert (run.status, len(run.tools)) == ("completed", count)
+            assert len(here.model.requests[-1].tools) == count
+
+
 async def test_what_is_no_json_or_no_page_is_refused(tmp_path: Path) -> None:
     async with serving(tmp_path) as here:
         kind = {"content-type": "application/json"}

@@ -22,6 +22,7 @@ from dayjob.keys import attention_of
 from dayjob.limits import in_words
 from dayjob.runs import Action, Kind, RunRecord, Status, StepRecord
 from dayjob.stores import COUNTED
+from dayjob.values import json_of
 
 DEFAULT_STORE = "sqlite:///dayjob.db"
 out = Console(highlight=False)
@@ -232,7 +233,7 @@ def print_value(value: Any) -> None:
 
 
 def print_json(document: Any) -> None:
-    text = orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()
+    text = json_of(document, indented=True).decode()
     if out.is_terminal:
         out.print_json(text)
     else:
@@ -240,7 +241,7 @@ def print_json(document: Any) -> None:
 
 
 def print_line(fields: dict[str, Any]) -> None:
-    typer.echo(orjson.dumps(fields, default=str).decode())
+    typer.echo(json_of(fields, str).decode())
 
 
 def print_event(name: str, fields: dict[str, Any]) -> None:

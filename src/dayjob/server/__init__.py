@@ -61,6 +61,7 @@ def create_server(app: Dayjob, settings: Settings) -> FastAPI:
     )  # fmt: skip
     server.state.desk = Desk(app, settings, door, Watches(app))
     server.state.streams = streams
+    server.state.stalled_seconds = settings.stalled_seconds
     answer_errors(server)
     server.add_middleware(Gate, door=door, settings=settings)
     if settings.origins:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-import orjson
 from fastapi import Depends, Query, Response
 
+from dayjob.errors import UnknownCursor
 from dayjob.kept import Found, Page
+from dayjob.values import json_of
 
 T = TypeVar("T")
 
@@ -25,10 +25,7 @@ class JSON(Response):
         super().__init__(content, status_code, headers)
 
     def render(self, content: Any) -> bytes:
-        try:
-            return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
-        except orjson.JSONEncodeError:  # what was just not too deep to be stored is, within an answer
-            return json.dumps(content, ensure_ascii=False).encode()
+        return json_of(content)
 
 
 async def _page(
@@ -49,14 +46,14 @@ def page_body(found: Found[T], make: Callable[[T], dict[str, Any]]) -> dict[str,
 
 
 def page_of(objects: Sequence[dict[str, Any]], page: Page) -> dict[str, Any]:
-    """A page of a list that is here as a whole, oldest first. A cursor that is not in it gives an empty page."""
+    """A page of a list that is here as a whole, oldest first. Raises UnknownCursor."""
     ordered = list(objects if page.ascending else reversed(objects))
     places = {each["id"]: place for place, each in enumerate(ordered)}
-    start, end = 0, len(ordered)
-    if page.after is not None:
-        start = places.get(page.after, end) + 1
-    if page.before is not None:
-        end = places.get(page.before, 0)
+    for field, cursor in (("after", page.after), ("before", page.before)):
+        if cursor is not None and cursor not in places:
+            raise UnknownCursor(field, cursor)
+    start = 0 if page.after is None else places[page.after] + 1
+    end = len(ordered) if page.before is None else places[page.before]
     if page.before is not None and page.after is None:
         start = max(start, end - page.limit)
         return listed(ordered[start:end], start > 0)

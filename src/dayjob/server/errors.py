@@ -22,8 +22,10 @@ from dayjob.errors import (
     SubmitConflict,
     ThreadBusy,
     UnknownAction,
+    UnknownCursor,
     UnknownJob,
     UnknownRun,
+    UnknownThread,
     ValueTooLarge,
     WrongStatus,
 )
@@ -144,8 +146,10 @@ def unexpected(request: str) -> Refused:
 
 def refused_of(problem: DayjobError) -> Refused:
     match problem:
-        case UnknownRun() | UnknownJob() | UnknownAction():
+        case UnknownRun() | UnknownJob() | UnknownAction() | UnknownThread():
             return Refused(problem.message, 404)
+        case UnknownCursor():
+            return Refused(problem.message, param=problem.field, code="invalid_value")
         case SubmitConflict() | ThreadBusy() | WrongStatus() | InputError() | NotJSON():
             return Refused(problem.message)
         case ValueTooLarge():

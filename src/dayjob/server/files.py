@@ -86,7 +86,7 @@ async def list_files(
 ) -> JSON:  # fmt: skip
     """The project's files, newest first."""
     found = []
-    async for record in _files(desk, caller, order == "asc", after, min(limit + 1, PAGE)):
+    async for record in _files(desk, caller, order == "asc", after or None, min(limit + 1, PAGE)):
         made = file_object(record)
         if purpose in (None, made["purpose"]):
             found.append(made)

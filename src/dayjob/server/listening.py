@@ -24,6 +24,7 @@ BACKLOG = 2_048
 KEEP_ALIVE_SECONDS = 75
 HEAD_SECONDS = 20.0
 HEAD_BYTES = 65_536
+TOO_LARGE = "The head of the request is too large."
 STOP_SECONDS = 5
 MOST_CONNECTIONS = 10_000
 FILES_ELSE = 100
@@ -69,7 +70,8 @@ async def listening(
 ) -> AsyncIterator[Listening]:
     """Takes connections while open; each has so many seconds to say what it wants.
 
-    Closing it ends streams, and lets requests in progress finish.
+    One is closed whose client takes nothing of an answer for as long as the server's settings say. Leaving ends
+    streams, and lets requests in progress finish.
     """
     opened = Listening(server, listener, head_seconds)
     await opened.start()
@@ -85,7 +87,9 @@ class Listening:
     def __init__(self, server: FastAPI, listener: socket.socket, head_seconds: float) -> None:
         self._streams: Streams = server.state.streams
         self._listener = listener
-        protocol = cast(type[asyncio.Protocol], partial(_Protocol, head_seconds))
+        protocol = cast(
+            type[asyncio.Protocol], partial(_Protocol, head_seconds, server.state.stalled_seconds)
+        )
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 server, http=protocol, ws="none", lifespan="on", log_config=None, log_level="critical",
@@ -129,16 +133,19 @@ class _Uvicorn(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
-    """Closes a connection on which no request begins in time, and refuses a head that is too large.
+    """Refuses a head that is too large, and closes a connection on which no request begins in time, or of whose
+    answer nothing is taken any more.
 
-    uvicorn would wait for a head for ever, and take one of any size.
+    uvicorn would take a head of any size, wait for ever, and hold what is not taken.
     """
 
-    def __init__(self, head_seconds: float, *settings: Any, **more: Any) -> None:
+    def __init__(self, head_seconds: float, stalled_seconds: float, *settings: Any, **more: Any) -> None:
         super().__init__(*settings, **more)
         self._head_seconds = head_seconds
         self._head_bytes = 0
+        self._stalled_seconds = stalled_seconds
         self._giving_up: asyncio.TimerHandle | None = None
+        self._stalling: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         joined = _Joined(cast(asyncio.Transport, transport), self.loop)
@@ -148,36 +155,47 @@ class _Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._is_answering():
+            self._head_bytes = 0
             self._stop_waiting()
             return
-        self._count(len(data))
-        if self._giving_up is None:
+        self._head_bytes += len(data)
+        if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(TOO_LARGE)
+        elif self._giving_up is None:
             self._await_head()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._count(len(name) + len(value))
-
     def on_headers_complete(self) -> None:
-        if self._head_bytes <= HEAD_BYTES:
-            super().on_headers_complete()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+            raise ValueError(TOO_LARGE)  # which uvicorn answers by a 400
+        super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_watching()
         super().connection_lost(exc)
 
-    def _count(self, bytes: int) -> None:
-        self._head_bytes += bytes
-        if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too large.")
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._stop_watching()
+        super().resume_writing()
+
+    def _watch(self, left: int) -> None:
+        self._stalling = self.loop.call_later(self._stalled_seconds, self._abort_if_still, left)
+
+    def _stop_watching(self) -> None:
+        if self._stalling is not None:
+            self._stalling.cancel()
+            self._stalling = None
+
+    def _abort_if_still(self, left: int) -> None:
+        still = self.transport.get_write_buffer_size()
+        if still < left:  # slow is not gone
+            self._watch(still)
+        else:
+            self.transport.abort()
 
     def _is_answering(self) -> bool:
         cycle = cast("RequestResponseCycle | None", self.cycle)

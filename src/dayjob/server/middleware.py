@@ -240,6 +240,8 @@ class Gate:
             raise Refused(f"Origin: web pages of {origin} may not call this server; see --origin.", 403)
 
     async def _taken_in(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+        if (encoding := headers.get("content-encoding", "").lower()) not in ("", "identity"):
+            raise Refused(f"Content-Encoding: send the body as it is, not as '{encoding[:100]}'.", 415)
         is_upload = scope["method"] == "POST" and scope["path"] == UPLOADS
         limit = self._settings.max_body_bytes
         if is_upload:

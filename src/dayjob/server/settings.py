@@ -22,7 +22,7 @@ class Settings:
     max_body_bytes      of a request that is no upload
     max_upload_bytes    of an uploaded file
     heartbeat_seconds   between the signs of life of a stream that has nothing to say
-    stalled_seconds     for which a client may leave what a stream sent it lying; then it has to come back
+    stalled_seconds     for which a client may take nothing of what it was sent; then its connection is closed
     body_seconds        in which a body has to arrive, and a second more for each 16 KB of it
     origins             the web pages that may call it (CORS)
     on_loopback         it is reached from this machine only, so that it may be open while no key exists

@@ -124,9 +124,7 @@ async def stream_run(
     """The stream of a run from its beginning, or after the event that the client saw last."""
     run = await desk.assistants_run_of(caller, thread_id, run_id)
     Place.of(last_event_id)
-    return EventStream(
-        events_of(desk, run, last_event_id), desk.settings.stalled_seconds, last_words=LAST_WORDS
-    )
+    return EventStream(events_of(desk, run, last_event_id), last_words=LAST_WORDS)
 
 
 @router.post(OF_RUN, responses=answers("Run"))
@@ -209,7 +207,7 @@ async def _submit(
         handle = await desk.app.submit(
             desk.app.jobs[JOB](asked), key=submit_key_for(request), thread=thread, project=caller.project,
             expires=desk.settings.expires_seconds, when_busy=desk.settings.when_busy, messages=messages or (),
-            limits=_limits(asked), details={"metadata": body.metadata} if body.metadata else None,
+            make_thread=False, limits=_limits(asked), details={"metadata": body.metadata} if body.metadata else None,
         )  # fmt: skip
     except ThreadBusy as busy:
         raise Refused(f"Thread {thread} already has an active run {busy.run}.") from None
@@ -238,9 +236,7 @@ async def _answer(
     if stream:
         for _ in range(TURNS_FOR_THE_RUN):
             await asyncio.sleep(0)
-        return EventStream(
-            events_of(desk, run, after, thread), desk.settings.stalled_seconds, headers, last_words=LAST_WORDS
-        )
+        return EventStream(events_of(desk, run, after, thread), headers, last_words=LAST_WORDS)
     return JSON(await _body(desk, run), headers=headers)
 
 

@@ -22,7 +22,7 @@ from dayjob.values import canonical, digest
 RATE_LIMITED, REFUSED = "ModelRateLimited", "ModelRefused"
 BAD_REQUEST = "(400)"
 """A refused key or an unknown model are refusals too: only this one is the prompt's fault."""
-INVALID_PROMPT = ("WindowTooSmall", "ValueTooLarge")
+INVALID_PROMPT = ("WindowTooSmall", "ValueTooLarge", "EmptyPrompt")
 UNMADE = ("length", "content_filter")
 """The replies that were cut off, by how they finished."""
 ENDED_STEP = {

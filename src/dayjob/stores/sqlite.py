@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dayjob.errors import StoreError, SubmitConflict, ThreadBusy, UnknownRun
+from dayjob.errors import StoreError, SubmitConflict, ThreadBusy, UnknownRun, UnknownThread
 from dayjob.kept import MessageRecord
 from dayjob.runs import RunRecord, Status, StepRecord
 from dayjob.stores import (
@@ -46,9 +46,17 @@ from dayjob.stores.sqlite_ends import (
 )
 from dayjob.stores.sqlite_file import MIGRATIONS
 from dayjob.stores.sqlite_imports import SQLiteImports
+from dayjob.stores.sqlite_pages import close_gaps
 from dayjob.stores.sqlite_reads import load
 from dayjob.stores.sqlite_rows import CLAIMABLE, ENDED, HELD, PARKED, RUN_FIELDS, input_of, insert_run, run_of
-from dayjob.stores.sqlite_threads import APPEND, CREATE_THREAD, active_run, append, append_values
+from dayjob.stores.sqlite_threads import (
+    APPEND,
+    CREATE_THREAD,
+    active_run,
+    append,
+    append_values,
+    has_thread,
+)
 from dayjob.stores.writer import INSERT_STEP, FairLock, Writer, step_values, translated
 from dayjob.threads import in_a_thread
 
@@ -149,9 +157,12 @@ class SQLiteStore(SQLiteImports):
 
     async def submit_and_claim(
         self, run: RunRecord, when_busy: str = "refuse", messages: Sequence[MessageRecord] = (),
-        wanted: Wanted | None = None,
+        wanted: Wanted | None = None, make_thread: bool = True,
     ) -> Submitted:  # fmt: skip
-        """`submit` and then `claim`, in one transaction: what a worker has room for need not wait for a second."""
+        """`submit` and then `claim`, in one transaction: what a worker has room for need not wait for a second.
+
+        With `make_thread` False its thread has to be there, in its project: else UnknownThread is raised.
+        """
 
         def insert(connection: sqlite3.Connection) -> RunRecord:
             if run.submit_key is not None:
@@ -169,7 +180,10 @@ class SQLiteStore(SQLiteImports):
                         )
                     return found
             if run.thread is not None:
-                connection.execute(CREATE_THREAD, (run.thread, run.project, run.created, None))
+                if make_thread:
+                    connection.execute(CREATE_THREAD, (run.thread, run.project, run.created, None))
+                elif not has_thread(connection, run.project, run.thread):
+                    raise UnknownThread(f"No thread found with id '{run.thread}'.")
                 busy = active_run(connection, run.thread)
                 if busy is not None and when_busy == "refuse":
                     raise ThreadBusy(
@@ -502,6 +516,7 @@ class SQLiteStore(SQLiteImports):
             woken += admit_delayed(connection, now)
             woken += signal_ended_children(connection)
             warned = warn_of_deadlines(connection, now)
+            close_gaps(connection, now)
             next_due = connection.execute(
                 "SELECT min(at) FROM (SELECT min(due) AS at FROM runs WHERE due IS NOT NULL "
                 "UNION ALL SELECT min(expires) FROM runs WHERE expires IS NOT NULL "

@@ -238,6 +238,19 @@ CREATE TABLE objects (
 
 CREATE INDEX objects_made ON objects (home, kind, created, id);
 
+-- The places in their lists of what was deleted lately, so that a client that holds one as its cursor goes on from there.
+CREATE TABLE gaps (
+    home    TEXT NOT NULL,                      -- of what was deleted
+    kind    TEXT NOT NULL,                      -- message, thread/PROJECT, or the kind of the object
+    id      TEXT NOT NULL,
+    created REAL,                               -- of a thread, or an object
+    n       REAL,                               -- of a message: half a place before its own, which may be given anew
+    deleted REAL NOT NULL,
+    PRIMARY KEY (home, kind, id)
+);
+
+CREATE INDEX gaps_deleted ON gaps (deleted);
+
 -- Who may come in. Of a key only the hash is kept, and the first characters, to tell it by.
 CREATE TABLE api_keys (
     id      TEXT NOT NULL PRIMARY KEY,

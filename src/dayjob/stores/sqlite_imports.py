@@ -24,6 +24,7 @@ from dayjob.stores.sqlite_threads import (
     CREATE_THREAD,
     MESSAGE_FIELDS,
     THREAD_FIELDS,
+    has_thread,
     message_of,
 )
 
@@ -68,7 +69,7 @@ def _receive(
     records: Sequence[object],
 ) -> list[Received]:
     """Those of one type, of one thread and run."""
-    if thread is not None and not _is_of(connection, project, thread):
+    if thread is not None and not has_thread(connection, project, thread):
         return [Received(Came.NO_THREAD)] * len(records)
     if run is not None and not _takes_steps(connection, thread, run):
         return [Received(Came.NO_RUN)] * len(records)
@@ -87,11 +88,6 @@ def _receive(
             case ObjectRecord():
                 received.append(_receive_object(connection, home, each))
     return received
-
-
-def _is_of(connection: sqlite3.Connection, project: str, thread: str) -> bool:
-    statement = "SELECT 1 FROM threads WHERE home = ?1 AND id = ?1 AND project = ?2"
-    return connection.execute(statement, (thread, project)).fetchone() is not None
 
 
 def _takes_steps(connection: sqlite3.Connection, thread: str | None, run: str) -> bool:

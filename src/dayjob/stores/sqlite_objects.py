@@ -11,6 +11,7 @@ from dayjob.stores.sqlite_pages import page_of
 from dayjob.stores.sqlite_threads import SQLiteThreads
 
 _OBJECT = "kind, id, created, body"
+_OF_KIND = "home = :project AND kind = :kind"
 _KEY = "id, hash, start, project, role, name, created, revoked"
 _AUDIT = "at, who, action, status, request"
 
@@ -38,7 +39,7 @@ class SQLiteObjects(SQLiteThreads):
     async def objects(self, project: str, kind: str, page: Page) -> Found[ObjectRecord]:
         return await self._read(
             lambda c: page_of(
-                c, page, columns=_OBJECT, table="objects", where="home = :project AND kind = :kind",
+                c, page, columns=_OBJECT, table="objects", where=_OF_KIND, gaps=_OF_KIND,
                 order="created, id", values={"project": project, "kind": kind},
                 make=lambda row: ObjectRecord(*row),
             )
@@ -62,8 +63,13 @@ class SQLiteObjects(SQLiteThreads):
         """False: there is no such object."""
 
         def transaction(connection: sqlite3.Connection) -> bool:
-            statement = "DELETE FROM objects WHERE home = ? AND kind = ? AND id = ?"
-            return bool(connection.execute(statement, (project, kind, id)).rowcount)
+            which, values = "home = ? AND kind = ? AND id = ?", (project, kind, id)
+            connection.execute(
+                "INSERT OR REPLACE INTO gaps (home, kind, id, created, deleted) "
+                f"SELECT home, kind, id, created, ? FROM objects WHERE {which}",
+                (self._clock(), *values),
+            )
+            return bool(connection.execute(f"DELETE FROM objects WHERE {which}", values).rowcount)
 
         return await self._writer.run(transaction)
 

@@ -60,6 +60,7 @@ class SQLiteThreads(SQLiteReads):
             lambda c: page_of(
                 c, page, columns=THREAD_FIELDS, table="threads", where=where, order="created, id",
                 values={"project": project}, make=lambda row: ThreadRecord(*row),
+                gaps="home = id AND kind = 'thread/' || :project",
             )
         )  # fmt: skip
 
@@ -87,8 +88,15 @@ class SQLiteThreads(SQLiteReads):
         def transaction(connection: sqlite3.Connection) -> bool:
             if when_busy == "refuse":
                 refuse_when_busy(connection, thread)
-            gone = connection.execute("DELETE FROM threads WHERE home = ?1 AND id = ?1", (thread,)).rowcount
+            which = "home = ?1 AND id = ?1"
+            connection.execute(
+                "INSERT OR REPLACE INTO gaps (home, kind, id, created, deleted) "
+                f"SELECT home, 'thread/' || project, id, created, ?2 FROM threads WHERE {which}",
+                (thread, self._clock()),
+            )
+            gone = connection.execute(f"DELETE FROM threads WHERE {which}", (thread,)).rowcount
             connection.execute("DELETE FROM thread_messages WHERE home = ?", (thread,))
+            connection.execute("DELETE FROM gaps WHERE home = ? AND kind = 'message'", (thread,))
             if active_run(connection, thread) is None:
                 for table in _OF_HOME:
                     connection.execute(f"DELETE FROM {table} WHERE home = ?", (thread,))
@@ -121,11 +129,13 @@ class SQLiteThreads(SQLiteReads):
 
     async def messages_page(self, thread: str, page: Page, run: str | None = None) -> Found[MessageRecord]:
         """Messages that people read, all or those that one run said."""
-        where = "home = :thread AND thread = :thread AND said = 1" + (" AND run = :run" if run else "")
+        among = "home = :thread AND thread = :thread"
+        where = f"{among} AND said = 1" + (" AND run = :run" if run else "")
         return await self._read(
             lambda c: page_of(
                 c, page, columns=MESSAGE_FIELDS, table="thread_messages", where=where, order="n",
-                values={"thread": thread, "run": run}, make=message_of,
+                values={"thread": thread, "run": run}, make=message_of, among=among,
+                gaps="home = :thread AND kind = 'message'",
             )
         )  # fmt: skip
 
@@ -138,19 +148,25 @@ class SQLiteThreads(SQLiteReads):
 
         def transaction(connection: sqlite3.Connection) -> bool:
             refuse_when_busy(connection, thread)
-            statement = "DELETE FROM thread_messages WHERE home = ?1 AND thread = ?1 AND id = ?2"
-            return bool(connection.execute(statement, (thread, id)).rowcount)
+            which, values = "home = ?1 AND thread = ?1 AND id = ?2", (thread, id)
+            connection.execute(
+                "INSERT OR REPLACE INTO gaps (home, kind, id, n, deleted) "
+                f"SELECT home, 'message', id, n - 0.5, ?3 FROM thread_messages WHERE {which}",
+                (*values, self._clock()),
+            )
+            return bool(connection.execute(f"DELETE FROM thread_messages WHERE {which}", values).rowcount)
 
         return await self._writer.run(transaction)
 
     async def thread_runs(self, thread: str, page: Page, job: str | None = None) -> Found[RunRecord]:
         """The runs of a thread that were submitted to it, all or those of one job, with their input; no children."""
-        where = "thread = :thread AND parent IS NULL" + (" AND job = :job" if job else "")
+        among = "thread = :thread AND parent IS NULL"
+        where = among + (" AND job = :job" if job else "")
 
         def query(connection: sqlite3.Connection) -> Found[RunRecord]:
             found = page_of(
                 connection, page, columns=RUN_FIELDS, table="runs", where=where, order="created, id",
-                values={"thread": thread, "job": job}, make=run_of,
+                values={"thread": thread, "job": job}, make=run_of, among=among,
             )  # fmt: skip
             for run in found.rows:
                 run.input = input_of(connection, run)
@@ -199,6 +215,11 @@ def active_runs(connection: sqlite3.Connection, thread: str) -> list[str]:
     half = f"SELECT id, admitted FROM runs WHERE thread = ?1 AND status NOT IN {ENDED} AND admitted ="
     statement = f"SELECT id FROM ({half} 1 UNION ALL {half} 0) ORDER BY admitted DESC, id"
     return [str(id) for (id,) in connection.execute(statement, (thread,))]
+
+
+def has_thread(connection: sqlite3.Connection, project: str, thread: str) -> bool:
+    statement = "SELECT 1 FROM threads WHERE home = ?1 AND id = ?1 AND project = ?2"
+    return connection.execute(statement, (thread, project)).fetchone() is not None
 
 
 def _thread(connection: sqlite3.Connection, thread: str) -> ThreadRecord | None:
