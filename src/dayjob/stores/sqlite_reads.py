@@ -37,7 +37,7 @@ T = TypeVar("T")
 FEW_STEPS, FEW_MESSAGES = 8, 50
 """So many are read where they are asked for, and more in a thread."""
 LOOKS_IN_A_ROW = 16
-"""After so many reads in place others get their turn: a loop that only reads would leave them none."""
+"""After so many reads in one turn of the event loop others get theirs: who only reads would leave them none."""
 
 _QUALIFIED_STEP_FIELDS = ", ".join(f"steps.{name}" for name in STEP_COLUMNS)
 # A branch that lost its race leaves open rows below it, which nobody waits for any more. Rows of a later
@@ -118,12 +118,17 @@ class SQLiteReads:
         """Makes a read of a few rows by their keys right here: by another thread it takes ten times as long."""
         self._check_open()
         self._looks += 1
-        if self._looks % LOOKS_IN_A_ROW == 0:
+        if self._looks == 1:
+            asyncio.get_running_loop().call_soon(self._forget_looks)
+        elif self._looks > LOOKS_IN_A_ROW:
             await asyncio.sleep(0)
         try:
             return self._make(query, 0.0)
         except StoreLocked:  # by a process that recovers the file: not for the event loop to wait for
             return await self._read(query)
+
+    def _forget_looks(self) -> None:
+        self._looks = 0
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,7 +1,8 @@
 """Group commit: one thread that writes everything a process has ready in one transaction.
 
-Natural batching, never lingering: while one commit waits for the disk, the next batch gathers. The
-event loop is woken once per flush. A failing database keeps entries pending and tries again; verbs,
+Natural batching: while one commit waits for the disk, the next batch gathers. What somebody waits for
+never lingers; what nobody waits for goes with it, or by itself a moment later. The event loop is woken
+once per flush. A failing database keeps entries pending and tries again; verbs,
 which somebody outside waits for, get the error at once.
 """
 
@@ -60,6 +61,8 @@ _ROW_ERRORS = (
     ValueError,  # half a surrogate pair
     TypeError,
 )
+LATER_SECONDS = 0.003
+"""So long may a row wait for company that nobody waits for: each flush costs a change of threads."""
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 RESTART_PAGES = 16_384
@@ -136,6 +139,7 @@ class Writer:
         self._compile = compile_entry
         self._on_trouble = on_trouble
         self._queue: queue.SimpleQueue[Entry | Verb | None] = queue.SimpleQueue()
+        self._later: list[Entry] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = FairLock(path)
         self._checkpoint_lock = FairLock(path)  # a lock of its own: threads that share one are not kept apart
@@ -150,7 +154,20 @@ class Writer:
     def put(self, entry: Entry) -> None:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        self._queue.put(entry)
+        if entry.durable is not None:
+            self._send(entry)
+            return
+        self._later.append(entry)
+        if len(self._later) == 1:
+            asyncio.get_running_loop().call_later(LATER_SECONDS, self._send)
+
+    def _send(self, item: Entry | Verb | None = None) -> None:
+        """Hands over what has waited, and then what somebody waits for."""
+        later, self._later = self._later, []
+        for entry in later:
+            self._queue.put(entry)
+        if item is not None:
+            self._queue.put(item)
 
     async def run(self, transaction: Callable[[sqlite3.Connection], T], bytes: int = _ROW_BYTES) -> T:
         """Runs a verb. `bytes` is about what it writes."""
@@ -160,7 +177,7 @@ class Writer:
         if self._loop is None:
             self._loop = loop
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(Verb(transaction, future, bytes))
+        self._send(Verb(transaction, future, bytes))
         return await future
 
     def close(self) -> None:
@@ -168,6 +185,7 @@ class Writer:
         if self._closed:
             return
         self._closed = True
+        self._send()
         self._queue.put(None)
         self._thread.join(timeout=30)
         self._checkpoint_due.set()
