@@ -31,7 +31,7 @@ from dayjob.errors import (
 )
 from dayjob.events import Events, Subscriber
 from dayjob.jobs import Job, Request
-from dayjob.kept import MessageRecord, is_imported, is_said
+from dayjob.kept import MessageRecord, ThreadRecord, is_imported, is_said
 from dayjob.keys import UNDO_SCOPE, attention_of, was_unwound
 from dayjob.limits import Limits, limits_fields
 from dayjob.models import Message, Model
@@ -226,15 +226,15 @@ class Dayjob:
         project: str = PROJECT,
         details: dict[str, Any] | None = None,
         messages: Sequence[MessageRecord] = (),
-        make_thread: bool = True,
+        make_thread: bool | ThreadRecord = True,
     ) -> Handle:
         """Queues a run; it is durable when this returns.
 
         The same `key` for the same job gives the run that is there already; with other input it raises
         SubmitConflict. A higher `priority` goes first. `delay` is in seconds. A run that is not over
         `expires` seconds from now ends expired, whatever it is doing. A `thread` has one active run: a second
-        raises ThreadBusy, or waits its turn with `when_busy="enqueue"`. One that is not there is made; with
-        `make_thread` False it raises UnknownThread. `limits` are for the run and all its
+        raises ThreadBusy, or waits its turn with `when_busy="enqueue"`. One that is not there is made, as
+        `make_thread` says; with False it raises UnknownThread. `limits` are for the run and all its
         children together. `details` are kept with the run for its client, and `messages` added to its thread,
         if the run is queued.
         """
@@ -273,7 +273,11 @@ class Dayjob:
         return Handle(self, stored.id, request.job, stored)
 
     async def _submit(
-        self, record: RunRecord, when_busy: str, messages: Sequence[MessageRecord], make_thread: bool
+        self,
+        record: RunRecord,
+        when_busy: str,
+        messages: Sequence[MessageRecord],
+        make_thread: bool | ThreadRecord,
     ) -> RunRecord:
         """Queues a run; a worker of this app that has room claims it in the same transaction."""
         with contextlib.ExitStack() as stack:

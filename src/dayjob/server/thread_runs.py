@@ -13,13 +13,14 @@ from fastapi import APIRouter, Header, Request, Response
 
 from dayjob.assistant import JOB, AssistantRun
 from dayjob.errors import ThreadBusy, UnknownAction
-from dayjob.kept import MessageRecord, ThreadRecord
+from dayjob.kept import ThreadRecord
 from dayjob.limits import Limits
 from dayjob.runs import RunRecord, Status, StepRecord
 from dayjob.server.access import Caller, Member
 from dayjob.server.answers import JSON, PageAsked, listed
 from dayjob.server.bodies import (
     ChangedMetadata,
+    NewMessage,
     NewRun,
     NewRunOfAnyThread,
     NewThread,
@@ -66,10 +67,9 @@ async def create_thread_and_run(
     thread = body.thread or NewThread()
     if body.tool_resources is not None and thread.tool_resources is None:
         thread = thread.model_copy(update={"tool_resources": body.tool_resources})
-    made = await new_thread(request, caller, desk, thread)
-    run = await _submit(request, caller, desk, made.id, asked, body)
-    headers = not_offered(asked.tools, has_attachments(thread.messages))
-    return await _answer(desk, run, body.stream, headers, thread=made)
+    made, said = new_thread(request, caller, desk, thread), thread.messages or []
+    run = await _submit(request, caller, desk, made.id, asked, body, said, made)
+    return await _answer(desk, run, body.stream, not_offered(asked.tools, has_attachments(said)), thread=made)
 
 
 @router.get(OF_THREAD, responses=answers_pages_of("Run"))
@@ -85,11 +85,9 @@ async def create_run(
     request: Request, caller: Member, desk: AtDesk, thread_id: str, body: NewRun
 ) -> Response:
     """Makes a run of a thread. `additional_messages` are added to the thread in the same breath."""
-    await desk.thread_of(caller, thread_id)
     asked = await _asked(desk, caller, body, body.additional_instructions)
     added = body.additional_messages or []
-    messages = records_of(request, caller, desk, added)
-    run = await _submit(request, caller, desk, thread_id, asked, body, messages)
+    run = await _submit(request, caller, desk, thread_id, asked, body, added)
     return await _answer(desk, run, body.stream, not_offered(asked.tools, has_attachments(added)))
 
 
@@ -201,13 +199,16 @@ async def _submit(
     thread: str,
     asked: AssistantRun,
     body: NewRunOfAnyThread,
-    messages: list[MessageRecord] | None = None,
+    messages: list[NewMessage],
+    new: ThreadRecord | None = None,
 ) -> RunRecord:
+    """Adds the messages to the thread, which is made if it is `new`, and queues a run of it: all of it, or nothing."""
     try:
         handle = await desk.app.submit(
             desk.app.jobs[JOB](asked), key=submit_key_for(request), thread=thread, project=caller.project,
-            expires=desk.settings.expires_seconds, when_busy=desk.settings.when_busy, messages=messages or (),
-            make_thread=False, limits=_limits(asked), details={"metadata": body.metadata} if body.metadata else None,
+            expires=desk.settings.expires_seconds, when_busy=desk.settings.when_busy,
+            messages=records_of(request, caller, desk, messages), make_thread=new or False, limits=_limits(asked),
+            details={"metadata": body.metadata} if body.metadata else None,
         )  # fmt: skip
     except ThreadBusy as busy:
         raise Refused(f"Thread {thread} already has an active run {busy.run}.") from None

@@ -35,10 +35,11 @@ async def create_thread(
     request: Request, caller: Member, desk: AtDesk, body: NewThread | None = None
 ) -> JSON:
     """Makes a thread, with its first messages if there are any."""
-    made = await new_thread(request, caller, desk, body or NewThread())
-    return JSON(
-        thread_object(made), headers=not_offered(attached=bool(body and has_attachments(body.messages)))
-    )
+    body = body or NewThread()
+    made = new_thread(request, caller, desk, body)
+    messages = records_of(request, caller, desk, body.messages or ())
+    await desk.app.store.create_thread(caller.project, made.id, made.details, messages, made.created)
+    return JSON(thread_object(made), headers=not_offered(attached=has_attachments(body.messages)))
 
 
 @router.get("/{thread_id}", responses=answers("Thread"))
@@ -85,14 +86,11 @@ async def _stop_runs(desk: Desk, thread: str) -> None:
             await desk.app.until_settled(run, STOP_SECONDS)
 
 
-async def new_thread(request: Request, caller: Caller, desk: Desk, body: NewThread) -> ThreadRecord:
-    """A thread of the caller's, with its first messages."""
-    id, now = id_for("thread", caller, request), desk.app.now()
+def new_thread(request: Request, caller: Caller, desk: Desk, body: NewThread) -> ThreadRecord:
+    """A thread of the caller's, as it is to be kept."""
     kept = {name: value for name, value in body.given.items() if name != "messages" and value}
     details = encode(kept) if kept else None
-    messages = records_of(request, caller, desk, body.messages or ())
-    await desk.app.store.create_thread(caller.project, id, details, messages, now)
-    return ThreadRecord(id, caller.project, now, details)
+    return ThreadRecord(id_for("thread", caller, request), caller.project, desk.app.now(), details)
 
 
 def records_of(

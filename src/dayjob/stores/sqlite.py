@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dayjob.errors import StoreError, SubmitConflict, ThreadBusy, UnknownRun, UnknownThread
-from dayjob.kept import MessageRecord
+from dayjob.kept import MessageRecord, ThreadRecord
 from dayjob.runs import RunRecord, Status, StepRecord
 from dayjob.stores import (
     Answer,
@@ -157,11 +157,12 @@ class SQLiteStore(SQLiteImports):
 
     async def submit_and_claim(
         self, run: RunRecord, when_busy: str = "refuse", messages: Sequence[MessageRecord] = (),
-        wanted: Wanted | None = None, make_thread: bool = True,
+        wanted: Wanted | None = None, make_thread: bool | ThreadRecord = True,
     ) -> Submitted:  # fmt: skip
         """`submit` and then `claim`, in one transaction: what a worker has room for need not wait for a second.
 
-        With `make_thread` False its thread has to be there, in its project: else UnknownThread is raised.
+        A thread that is not there is made, as `make_thread` says. With False it has to be there, in its project:
+        else UnknownThread is raised.
         """
 
         def insert(connection: sqlite3.Connection) -> RunRecord:
@@ -181,7 +182,10 @@ class SQLiteStore(SQLiteImports):
                     return found
             if run.thread is not None:
                 if make_thread:
-                    connection.execute(CREATE_THREAD, (run.thread, run.project, run.created, None))
+                    made = make_thread
+                    if made is True:
+                        made = ThreadRecord(run.thread, run.project, run.created)
+                    connection.execute(CREATE_THREAD, (run.thread, made.project, made.created, made.details))
                 elif not has_thread(connection, run.project, run.thread):
                     raise UnknownThread(f"No thread found with id '{run.thread}'.")
                 busy = active_run(connection, run.thread)
