@@ -59,7 +59,7 @@ class Wire:
         self._arrived = asyncio.Semaphore(0)
         self._hung_up = asyncio.Semaphore(0)
         self._script = script
-        self._open: set[asyncio.Task[None]] = set()
+        self.open: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -68,9 +68,9 @@ class Wire:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for connection in self._open:
+        for connection in self.open:
             connection.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        await asyncio.gather(*self.open, return_exceptions=True)
         await self._server.wait_closed()
 
     async def client_hung_up(self) -> None:
@@ -85,8 +85,8 @@ class Wire:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         connection = asyncio.get_running_loop().create_task(self._converse(reader, writer))
-        self._open.add(connection)
-        connection.add_done_callback(self._open.discard)
+        self.open.add(connection)
+        connection.add_done_callback(self.open.discard)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from dayjob.errors import (
 )
 from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage, open_model
 from dayjob.models.openai import OpenAI
+from tests.until import until
 from tests.wire import (
     Answer,
     Wire,
@@ -523,6 +525,42 @@ class TestBrokenWire:
             with pytest.raises(asyncio.CancelledError):
                 await task
             await model.close()
+
+
+class TestConnections:
+    async def test_a_model_that_nobody_closes_lets_them_go_without_a_word(self) -> None:
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        async with Wire(says("Hello")) as wire:
+            await OpenAI("gpt-test", base_url=wire.url).reply(ask(), lambda _: None)
+            gc.collect()
+            await until(lambda: not wire.open)
+        assert told == []
+
+    def test_a_process_that_ends_says_nothing_of_them(self) -> None:
+        program = """
+import asyncio
+from dayjob.models import ModelRequest
+from dayjob.models.openai import OpenAI
+from tests.wire import Wire, says
+
+async def main(model):
+    async with Wire(says("Hello")) as wire:
+        model._endpoint.base_url = wire.url
+        await model.reply(ModelRequest("openai:x", [{"role": "user", "content": "Hi."}]), lambda _: None)
+
+model = OpenAI("x", base_url="http://127.0.0.1:1/v1")
+asyncio.run(main(model))
+asyncio.run(main(model))
+"""
+        done = subprocess.run(
+            [sys.executable, "-X", "dev", "-c", program],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 class TestConfiguration:

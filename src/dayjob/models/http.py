@@ -12,6 +12,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
+from weakref import finalize
 
 import orjson
 
@@ -19,7 +20,7 @@ from dayjob.errors import ModelError, ModelNotConfigured, ModelRefused, ModelTim
 from dayjob.models.endpoints import is_http, shown
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse, ClientSession
+    from aiohttp import BaseConnector, ClientResponse, ClientSession
 
 HEADERS = {"accept": "application/json", "content-type": "application/json"}
 CONNECT_SECONDS = 10.0
@@ -58,6 +59,7 @@ class Endpoint:
         self._headers = {**HEADERS, "authorization": self.key and f"Bearer {self.key}", **headers}
         self._client: ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._letting_go: finalize[..., Endpoint] | None = None
 
     @property
     def where(self) -> str:
@@ -111,14 +113,21 @@ class Endpoint:
         client, self._client = self._client, None
         if client is not None and self._loop is asyncio.get_running_loop():
             await client.close()
+        self._let_go()
 
     async def _connected(self) -> ClientSession:
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             await asyncio.to_thread(importlib.import_module, "aiohttp")  # which takes time
             if self._client is None or self._loop is not loop:
+                self._let_go()
                 self._client, self._loop = self._connect(), loop
+                self._letting_go = finalize(self, _let_go, self._client, loop)
         return self._client
+
+    def _let_go(self) -> None:
+        if self._letting_go is not None:
+            self._letting_go()
 
     def _connect(self) -> ClientSession:
         import aiohttp
@@ -133,6 +142,36 @@ class Endpoint:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=bool(getproxies()),  # else it would look for one in a thread, at each request
         )
+
+
+def _let_go(client: ClientSession, loop: asyncio.AbstractEventLoop) -> None:
+    """Ends the connections of a client that nobody closed, as silently as those of any other object."""
+    connector = client.connector
+    client.detach()
+    if connector is None:
+        return
+    if loop.is_running() and not _is_here(loop):
+        loop.call_soon_threadsafe(_end, connector)
+    else:
+        _end(connector)
+
+
+def _is_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
+def _end(connector: BaseConnector) -> None:
+    closing = _closed(connector)
+    with suppress(StopIteration):
+        closing.send(None)  # which closes them; the rest of it would wait until they are closed
+    closing.close()
+
+
+async def _closed(connector: BaseConnector) -> None:
+    await connector.close()
 
 
 class Stream:
