@@ -121,7 +121,7 @@ class ValueTooLarge(DayjobError):
 
 
 class EmptyPrompt(DayjobError):
-    """messages: a prompt needs at least one message"""
+    """messages: a prompt needs at least one message."""
 
 
 class WindowTooSmall(DayjobError):
