@@ -469,7 +469,9 @@ class TestBrokenWire:
         assert type(caught) is ModelRefused
         assert "(400)" in str(caught)
 
-    @pytest.mark.parametrize(("pieces", "end"), [([b"[" * 100_000], "close"), ([b"x" * 100_000] * 11, "hang")])
+    @pytest.mark.parametrize(
+        ("pieces", "end"), [([b"[" * 100_000], "close"), ([b"x" * 100_000] * 11, "hang")]
+    )
     async def test_error_with_a_monstrous_body_is_known_by_its_status(self, pieces: Any, end: Any) -> None:
         caught = await error_of(Answer(tuple(pieces), status=400, end=end), timeout=5)
         assert type(caught) is ModelRefused
@@ -525,7 +527,7 @@ class TestBrokenWire:
             model = OpenAI("gpt-test", base_url=f"http://127.0.0.1:{deaf.getsockname()[1]}", timeout=0.2)
             long = [{"role": "user", "content": "x" * 20_000_000}]
             async with asyncio.timeout(10):
-                with pytest.raises(ModelTimeout, match="sent nothing for 0.2 seconds"):
+                with pytest.raises(ModelTimeout, match=r"sent nothing for 0\.2 seconds"):
                     await model.reply(ModelRequest("openai:gpt-test", long), lambda _: None)
             await model.close()
 

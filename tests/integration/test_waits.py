@@ -514,8 +514,9 @@ async def test_what_was_deferred_and_is_replayed_stops_nothing_by_itself(
 
 
 @pytest.mark.parametrize("by", ["cancel", "limit"])
-async def test_a_stop_in_a_replay_lets_nothing_more_be_done_where_the_code_defers_no_longer(
-    url: str, by: str
+@pytest.mark.parametrize("defers_again", [True, False])
+async def test_a_stop_in_a_replay_lets_nothing_more_be_done_but_what_was_deferred(
+    url: str, by: str, defers_again: bool
 ) -> None:
     going_on, halfway, is_changed = asyncio.Event(), asyncio.Event(), False
 
@@ -525,8 +526,8 @@ async def test_a_stop_in_a_replay_lets_nothing_more_be_done_where_the_code_defer
         if is_changed:
             halfway.set()
             await going_on.wait()
-        else:
-            await run.defer(work, "never again")
+        if defers_again or not is_changed:
+            await run.defer(work, "second")
         await run.event("go on")
         await run.step(work, "for real")
 
@@ -548,7 +549,8 @@ async def test_a_stop_in_a_replay_lets_nothing_more_be_done_where_the_code_defer
             ended = await app.until_settled(handle.id, 5)
         assert ended.status == ("cancelled" if by == "cancel" else "incomplete")
         steps = await app.steps(handle.id)
-    assert [step.input for step in steps if step.name == "work"] == [b'["first"]']
+    done = [b'["second"]', b'["first"]'] if defers_again else [b'["first"]']
+    assert [step.input for step in steps if step.name == "work"] == done
 
 
 async def _is(app: Dayjob, run: str, status: Status) -> bool:

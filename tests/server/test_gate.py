@@ -303,9 +303,13 @@ async def test_a_head_that_comes_while_another_request_is_answered_has_its_limit
         async with Raw(served.url) as raw:
             await raw.send(begun)
             with pytest.raises(ConnectionError):
-                for _ in range(100):
-                    await raw.send(b"a" * 10_000)
-                    await asyncio.sleep(0.001)
+                await _send_on(raw)
+
+
+async def _send_on(raw: Raw) -> None:
+    for _ in range(100):
+        await raw.send(b"a" * 10_000)
+        await asyncio.sleep(0.001)
 
 
 async def test_what_stands_behind_a_body_is_no_header(serving: Any) -> None:
