@@ -162,6 +162,7 @@ class Execution:
         self._writes: dict[asyncio.Task[Any], float] = {}
         self._defers: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._recorded_defers: set[str] = set()  # that the job has not come to again
+        self._stops_midway = False  # in a replay, once it has come to all of them
         self._in_code = 0
         self._changed = asyncio.Event()
         self._park_known = asyncio.Event()
@@ -730,14 +731,18 @@ class Execution:
             status = Status(loaded.outcome or Status.CANCELLED)
             self._stop = End(status, loaded.reason or status)
             if self.end is None and not self.ending:  # else it walks its recorded steps to that very end
-                self._stop_when_walked()
+                self._stop_when_walked(self._stop)
 
-    def _stop_when_walked(self) -> None:
-        """A stop that comes while recorded steps are walked waits until what they deferred is known."""
+    def _stop_when_walked(self, stop: End) -> None:
+        """A stop that comes while recorded steps are walked waits until what they deferred is known.
+
+        Meanwhile nothing more is done for real: the code may have changed, and never come to it.
+        """
         if self._recorded_defers:
+            self.ending, self._planned, self._stops_midway = True, stop, True
             asyncio.get_running_loop().call_later(REPLAY_SECONDS, self._stop_replaying)
-        elif self._stop is not None and self.end is None:
-            self._decide(self._stop)
+        else:
+            self._decide(stop)
 
     def _take_in(self, loaded: Loaded) -> None:
         self.wakes = loaded.wakes
@@ -832,7 +837,7 @@ class Execution:
         if until is None or self.end is not None or self.ending:
             return
         if (reached := self._time_reached()) is not None:
-            self.stop_at_limit(reached)
+            self._stop_when_walked(self._end_at(reached))
             return
         if (timer := self._timers.pop(TIME_LIMIT, None)) is not None:
             timer.cancel()
@@ -862,8 +867,8 @@ class Execution:
     def defer(self, key: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._defers.append((fn, args))
         self._recorded_defers.discard(key)
-        if not self.ending:
-            self._stop_when_walked()
+        if self._stops_midway and not self._recorded_defers:
+            self._stop_replaying()
 
     def enter(self, scope: Scope) -> Scope | None:
         """A scope begins in the task of its parent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,16 @@ async def test_a_busy_thread_takes_no_message_and_loses_none(store: Store) -> No
     await store.cancel(run.id, "enough")
     assert await store.delete_message("t", "msg_5")
     assert not await store.delete_message("t", "msg_5")
+
+
+async def test_few_messages_that_are_long_do_not_hold_the_event_loop(store: Store) -> None:
+    await talk(store, *(MessageRecord(f"msg_{n}", b'"%b"' % (b"x" * 1_000_000), 5.0) for n in range(10)))
+    reading, turns = asyncio.create_task(store.thread_messages("t")), 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert len(await reading) == 10
+    assert turns > 5
 
 
 async def test_a_thread_that_is_not_there_takes_no_message(store: Store) -> None:

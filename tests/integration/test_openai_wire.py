@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
 import subprocess
 import sys
 import zlib
@@ -163,6 +164,13 @@ class TestRequest:
             "json_schema": {"name": "An_answer_", "schema": schema, "strict": False},
         }
 
+    async def test_name_and_password_in_the_address_go_in_the_place_of_the_key(self) -> None:
+        async with Wire(says("Hi")) as wire:
+            model = OpenAI("gpt-test", base_url=wire.url.replace("//", "//me:secret@"), api_key=KEY)
+            await model.reply(ask(), lambda _: None)
+            await model.close()
+        assert wire.requests[0].headers["authorization"] == "Basic bWU6c2VjcmV0"
+
     async def test_connections_are_kept_for_the_next_request(self) -> None:
         async with Wire(says("Hi")) as wire:
             model = OpenAI("gpt-test", base_url=wire.url)
@@ -182,6 +190,22 @@ class TestRequest:
                 return reply.text
 
         assert [asyncio.run(converse()), asyncio.run(converse())] == ["Hi", "Hi"]
+
+    def test_model_that_nobody_closes_leaves_nothing_to_complain_of(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        models = [OpenAI("gpt-test", base_url="http://127.0.0.1:9")]
+
+        async def converse() -> None:
+            async with Wire(says("Hi")) as wire:
+                models[0]._endpoint.base_url = wire.url
+                await models[0].reply(ask(), lambda _: None)
+
+        asyncio.run(converse())
+        asyncio.run(converse())
+        models.clear()
+        gc.collect()
+        assert "Unclosed" not in caplog.text
 
 
 class Person(BaseModel):
@@ -446,6 +470,14 @@ class TestBrokenWire:
         assert type(caught) is ModelRefused
         assert "(400)" in str(caught)
 
+    @pytest.mark.parametrize(
+        ("pieces", "end"), [([b"[" * 100_000], "close"), ([b"x" * 100_000] * 11, "hang")]
+    )
+    async def test_error_with_a_monstrous_body_is_known_by_its_status(self, pieces: Any, end: Any) -> None:
+        caught = await error_of(Answer(tuple(pieces), status=400, end=end), timeout=5)
+        assert type(caught) is ModelRefused
+        assert len(str(caught)) < 10_000
+
     @pytest.mark.parametrize("end", ["cut", "close"])
     async def test_stream_that_breaks_off_is_no_reply(self, end: Any) -> None:
         caught = await error_of(stream(chunk({"content": "Hel"}), chunk({"content": "lo"}), end=end))
@@ -465,6 +497,7 @@ class TestBrokenWire:
             'data: {"choices": [{"delta": {"content": {"a": 1}}, "finish_reason": "stop"}]}\n\n',
             'data: {"choices": [{"delta": {"tool_calls": 5}, "finish_reason": "stop"}]}\n\n',
             'data: {"choices": [], "usage": 3}\n\n',
+            f"data: {'[' * 100_000}\n\n",
         ],
     )
     async def test_garbage_in_the_stream_is_named_as_such(self, body: str) -> None:
@@ -483,6 +516,21 @@ class TestBrokenWire:
         caught = await error_of(hangs(), timeout=0.2)
         assert type(caught) is ModelTimeout
         assert "0.2 seconds" in str(caught)
+
+    async def test_endpoint_that_does_not_even_take_the_request_times_out(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dayjob.models.http.CONNECT_SECONDS", 0.1)
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            deaf.bind(("127.0.0.1", 0))
+            deaf.listen()
+            model = OpenAI("gpt-test", base_url=f"http://127.0.0.1:{deaf.getsockname()[1]}", timeout=0.2)
+            long = [{"role": "user", "content": "x" * 20_000_000}]
+            async with asyncio.timeout(10):
+                with pytest.raises(ModelTimeout, match=r"sent nothing for 0\.2 seconds"):
+                    await model.reply(ModelRequest("openai:gpt-test", long), lambda _: None)
+            await model.close()
 
     async def test_silence_in_the_middle_times_out(self) -> None:
         caught = await error_of(stream(chunk({"content": "Hel"}), end="hang"), timeout=0.2)

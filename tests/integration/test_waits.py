@@ -16,6 +16,7 @@ from dayjob import (
     Dayjob,
     Incomplete,
     InputError,
+    Limits,
     Run,
     RunCancelled,
     RunExpired,
@@ -486,6 +487,74 @@ async def test_a_cancel_in_the_middle_of_a_replay_forgets_nothing_that_was_defer
     crashed = await lab.run(pauses(), death=Death(4), on_death=die, outside=cancels_halfway)
     assert crashed.status == "cancelled"
     assert [step.input for step in crashed.steps if step.scope == "#defer"] == [b'["second"]', b'["first"]']
+
+
+async def test_what_was_deferred_and_is_replayed_stops_nothing_by_itself(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dayjob.execution.REPLAY_SECONDS", 0.05)
+
+    async def long() -> str:
+        await asyncio.sleep(0.3)
+        return "done"
+
+    @job
+    async def defers_twice(run: Run) -> str:
+        await run.defer(work, "first")
+        await run.defer(work, "second")
+        await run.event("go on")
+        return await run.step(long)
+
+    async with Dayjob(url, jobs=[defers_twice]) as app:
+        handle = await app.submit(defers_twice())
+        await until(lambda: _is(app, handle.id, Status.WAITING))
+    async with Dayjob(url, jobs=[defers_twice]) as app:
+        await app.send(handle.id, "go on")
+        assert await app.handle(handle.id).result(5) == "done"
+
+
+@pytest.mark.parametrize("by", ["cancel", "limit"])
+@pytest.mark.parametrize("defers_again", [True, False])
+async def test_a_stop_in_a_replay_lets_nothing_more_be_done_but_what_was_deferred(
+    url: str, by: str, defers_again: bool
+) -> None:
+    going_on, halfway, is_changed = asyncio.Event(), asyncio.Event(), False
+
+    @job
+    async def changes(run: Run) -> None:
+        await run.defer(work, "first")
+        if is_changed:
+            halfway.set()
+            await going_on.wait()
+        if defers_again or not is_changed:
+            await run.defer(work, "second")
+        await run.event("go on")
+        await run.step(work, "for real")
+
+    limits = Limits(seconds=1.5) if by == "limit" else None
+    async with Dayjob(url, jobs=[changes]) as app:
+        handle = await app.submit(changes(), limits=limits)
+        await until(lambda: _is(app, handle.id, Status.WAITING))
+        await app.send(handle.id, "nothing that it waits for")
+    is_changed = True
+    async with Dayjob(url, jobs=[changes], worker=False) as app:
+        await app.send(handle.id, "go on")
+        async with app.worker():
+            await asyncio.wait_for(halfway.wait(), 5)
+            if by == "cancel":
+                await app.cancel(handle.id)
+            else:
+                await asyncio.sleep(1.5)
+            asyncio.get_running_loop().call_later(0.1, going_on.set)
+            ended = await app.until_settled(handle.id, 5)
+        assert ended.status == ("cancelled" if by == "cancel" else "incomplete")
+        steps = await app.steps(handle.id)
+    done = [b'["second"]', b'["first"]'] if defers_again else [b'["first"]']
+    assert [step.input for step in steps if step.name == "work"] == done
+
+
+async def _is(app: Dayjob, run: str, status: Status) -> bool:
+    return (await app.get(run)).status == status
 
 
 async def test_a_deferred_function_that_was_done_is_not_done_again_after_a_crash(lab: CrashLab) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -294,6 +295,65 @@ async def test_a_head_that_is_too_large_or_broken_is_refused(serving: Any) -> No
     assert (await (await served.http()).get("/health")).json() == {"status": "ok"}
 
 
+async def test_a_head_that_comes_while_another_request_is_answered_has_its_limit_too(serving: Any) -> None:
+    served = await serving(routes=waiting)
+    stream = b"GET /v1/stream HTTP/1.1\r\nhost: localhost\r\n"
+    trailer = b"transfer-encoding: chunked\r\ncontent-type: application/json\r\n\r\n2\r\n{}\r\n0\r\n"
+    for begun in (stream + b"\r\n" + b"GET /health HTTP/1.1\r\nx: ", stream + trailer + b"x: "):
+        async with Raw(served.url) as raw:
+            await raw.send(begun)
+            with pytest.raises(ConnectionError):
+                await _send_on(raw)
+
+
+async def _send_on(raw: Raw) -> None:
+    for _ in range(100):
+        await raw.send(b"a" * 10_000)
+        await asyncio.sleep(0.001)
+
+
+async def test_what_stands_behind_a_body_is_no_header(serving: Any) -> None:
+    served = await serving(routes=echoing)
+    async with Raw(served.url) as raw:
+        await raw.send(
+            b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\ncontent-encoding: gzip\r\n\r\n"
+        )
+        assert " 200 " in await raw.head()
+
+
+async def test_an_answer_ends_when_its_client_goes_though_a_next_request_came(serving: Any) -> None:
+    served = await serving(routes=waiting)
+    with bound("127.0.0.1", 0) as listener:
+        async with listening(served.server, listener) as opened, Raw(url_of(listener)) as raw:
+            await raw.send(b"GET /v1/ticking HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert " 200 " in await raw.head()
+            await raw.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            await asyncio.sleep(0.05)
+            raw.writer.transport.abort()
+            tasks = opened._uvicorn.server_state.tasks
+            await until(lambda: not tasks, 5)
+
+
+async def test_a_client_that_leaves_little_lying_is_let_go_of_too(serving: Any) -> None:
+    served = await serving(routes=waiting)
+    served.server.state.stalled_seconds = 0.3
+    with bound("127.0.0.1", 0) as listener, socket.socket() as client:
+        async with listening(served.server, listener) as opened:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+            client.connect(listener.getsockname())
+            open_now = opened._uvicorn.server_state.connections
+            await until(lambda: len(open_now) == 1)
+            (protocol,) = open_now
+            for _ in range(10_000):  # until no more than a little goes into the system's own buffers
+                client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                await asyncio.sleep(0.001)
+                if protocol.transport.get_write_buffer_size():
+                    break
+            client.sendall(b"no request\r\n\r\n")
+            await until(lambda: not open_now, 5)
+
+
 async def test_a_connection_that_does_not_say_what_it_wants_is_closed(serving: Any) -> None:
     served = await serving()
     with bound("127.0.0.1", 0) as listener:
@@ -329,6 +389,15 @@ def waiting(server: FastAPI) -> None:
         async def events() -> AsyncIterator[str]:
             yield "event: one\ndata: {}\n\n"
             await asyncio.Event().wait()
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    @server.get("/v1/ticking")
+    async def ticking() -> StreamingResponse:
+        async def events() -> AsyncIterator[str]:
+            while True:
+                yield ": still here\n\n"
+                await asyncio.sleep(0.02)
 
         return StreamingResponse(events(), media_type="text/event-stream")
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from urllib.request import getproxies
 from weakref import finalize
 
@@ -26,7 +27,7 @@ HEADERS = {"accept": "application/json", "content-type": "application/json"}
 CONNECT_SECONDS = 10.0
 MOST_CONNECTIONS = 1_000
 LARGE_BYTES = 1_000_000
-"""A body from here on is sent in parts, so that the event loop goes on meanwhile."""
+"""A body from here on is sent in parts, so that the event loop goes on meanwhile; of an error no more is read."""
 LAST_BYTES_SECONDS = 0.1
 """So long is waited for the end of an answer after its last event: without it the connection is of no more use."""
 
@@ -39,6 +40,7 @@ class Endpoint:
 
     An event loop has its own connections, since they cannot move to another, and keeps them. Nothing
     is retried. `vendor` begins the names of the variables that set it up; `seconds` is the longest silence.
+    A name and password in the address go in the place of the key.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class Endpoint:
         client = await self._connected()
         data = content if len(content) < LARGE_BYTES else io.BytesIO(content)
         try:
-            response = await client.post(self.base_url.rstrip("/") + path, data=data)
+            # the library's own times are of a connection and of an answer: not of a name, a proxy, or what is sent
+            async with asyncio.timeout(self.seconds + CONNECT_SECONDS):
+                response = await client.post(self.base_url.rstrip("/") + path, data=data)
         except Exception as error:  # not all is the library's: what TLS finds may come as it is
             raise self.broken(error) from None
         return Stream(self, response)
@@ -133,6 +137,8 @@ class Endpoint:
         import aiohttp
 
         told = {name: value for name, value in self._headers.items() if value}
+        if "@" in urlsplit(self.base_url).netloc:
+            told.pop("authorization", None)
         return aiohttp.ClientSession(
             headers={"user-agent": f"dayjob/{version('dayjob')}", **told},
             timeout=aiohttp.ClientTimeout(
@@ -207,13 +213,16 @@ class Stream:
 
     async def problem(self) -> Any:
         """The whole body of an error: its JSON, or else its text; empty if it does not come."""
+        body = bytearray()
         try:
-            text = (await self._response.text(errors="replace")).strip()
+            while len(body) < LARGE_BYTES and (piece := await self._response.content.readany()):
+                body += piece
         except Exception:
             return ""
+        text = body.decode(errors="replace").strip()
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
 
     async def aclose(self) -> None:
@@ -294,7 +303,10 @@ def of_json(data: bytes) -> Any:
     try:
         return orjson.loads(data)
     except ValueError:
-        return json.loads(data.decode())
+        try:
+            return json.loads(data.decode())
+        except RecursionError as problem:
+            raise ValueError(str(problem)) from None
 
 
 def headers_in(lines: str) -> dict[str, str]:

@@ -136,43 +136,72 @@ class _Protocol(HttpToolsProtocol):
     """Refuses a head that is too large, and closes a connection on which no request begins in time, or of whose
     answer nothing is taken any more.
 
-    uvicorn would take a head of any size, wait for ever, and hold what is not taken.
+    uvicorn would take a head of any size, wait for ever, hold what is not taken, and never tell an answer that
+    its client is gone if a next request had come by then.
     """
 
     def __init__(self, head_seconds: float, stalled_seconds: float, *settings: Any, **more: Any) -> None:
         super().__init__(*settings, **more)
         self._head_seconds = head_seconds
         self._head_bytes = 0
+        self._is_in_head = False
+        self._answering: RequestResponseCycle | None = None
         self._stalled_seconds = stalled_seconds
         self._giving_up: asyncio.TimerHandle | None = None
         self._stalling: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         joined = _Joined(cast(asyncio.Transport, transport), self.loop)
+        joined.set_write_buffer_limits(0)  # so that whatever is not taken at once is watched
         super().connection_made(cast(asyncio.Transport, joined))
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._is_answering():
-            self._head_bytes = 0
-            self._stop_waiting()
-            return
         self._head_bytes += len(data)
+        super().data_received(data)
         if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(TOO_LARGE)
+            if self._is_answering():  # there is no place for another answer
+                self.transport.close()
+            else:
+                self.send_400_response(TOO_LARGE)
+        elif self._is_answering():
+            self._stop_waiting()
         elif self._giving_up is None:
             self._await_head()
 
+    def on_message_begin(self) -> None:
+        self._is_in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:  # else it stands behind the body, and changes no more what was asked
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_message_complete()
+
     def on_headers_complete(self) -> None:
+        self._is_in_head, self._head_bytes = False, 0
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             raise ValueError(TOO_LARGE)  # which uvicorn answers by a 400
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         self._stop_watching()
         super().connection_lost(exc)
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 FEW_STEPS, FEW_MESSAGES = 8, 50
 """So many are read where they are asked for, and more in a thread."""
+FEW_BYTES = 1_000_000
+"""So long may a few messages be: images lie in them."""
 LOOKS_IN_A_ROW = 16
 """After so many reads in one turn of the event loop others get theirs: who only reads would leave them none."""
 
@@ -465,10 +467,10 @@ class SQLiteReads:
             ).fetchall()
 
         are_few = (
-            "SELECT count(*) <= :few FROM (SELECT 1 FROM thread_messages WHERE home = :thread AND thread = :thread "
-            "LIMIT :few + 1)"
+            "SELECT count(*) <= :few AND coalesce(sum(bytes), 0) <= :bytes FROM (SELECT length(message) AS bytes "
+            "FROM thread_messages WHERE home = :thread AND thread = :thread LIMIT :few + 1)"
         )
-        values = {"thread": thread, "few": FEW_MESSAGES}
+        values = {"thread": thread, "few": FEW_MESSAGES, "bytes": FEW_BYTES}
         (few,) = await self._look(lambda c: c.execute(are_few, values).fetchone())
         return await (self._look(query) if few else self._read(query))
 
