@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from textwrap import wrap
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from dayjob import Run, job
 
@@ -25,7 +25,7 @@ class Part(BaseModel):
 
 class Opinion(BaseModel):
     faithful: bool
-    reason: str
+    reason: str = Field(max_length=240)  # a small model would go on until it is cut off
 
 
 class Digest(BaseModel):
