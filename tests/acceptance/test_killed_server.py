@@ -19,6 +19,7 @@ from openai import AsyncOpenAI, BadRequestError
 
 from tests.acceptance.command_line import JOBS, CommandLine
 from tests.bank import Bank, closed_port
+from tests.server.wire_rules import TEXT_RUN, once
 from tests.wire import Answer, Request, Script, Wire, calls, chunk, hangs, says, stream
 
 RETRIES = 8
@@ -266,26 +267,6 @@ def told(seen: list[Frame]) -> str:
     return "".join(delta["value"] for delta in deltas)
 
 
-def once(names: list[str]) -> list[str]:
-    return [name for number, name in enumerate(names) if number == 0 or names[number - 1] != name]
-
-
-WHOLE = [
-    "thread.run.created",
-    "thread.run.queued",
-    "thread.run.in_progress",
-    "thread.run.step.created",
-    "thread.run.step.in_progress",
-    "thread.message.created",
-    "thread.message.in_progress",
-    "thread.message.delta",
-    "thread.message.completed",
-    "thread.run.step.completed",
-    "thread.run.completed",
-    "done",
-]
-
-
 @pytest.mark.parametrize(
     ("last", "words"),
     [
@@ -314,7 +295,7 @@ async def test_a_stream_that_died_with_its_server_is_picked_up_at_the_next(
             await watch()
         await server.start()
         seen += await resumed(server, on, seen)
-        assert once([name for _, name, _ in seen]) == WHOLE
+        assert once([name for _, name, _ in seen]) == TEXT_RUN
         assert told(seen).startswith("Well, ") if words == ["No."] else told(seen) == "".join(words)
         [whole] = [data for _, name, data in seen if name == "thread.message.completed"]
         assert whole["content"][0]["text"]["value"] == "".join(words)
@@ -337,7 +318,7 @@ async def test_a_stream_ends_when_the_server_is_told_to_stop_and_goes_on_at_the_
         assert await asyncio.to_thread(server.process.wait, 30) == 0
         await server.start()
         seen += await resumed(server, on, seen)
-        assert once([name for _, name, _ in seen]) == WHOLE
+        assert once([name for _, name, _ in seen]) == TEXT_RUN
         assert told(seen) == "Well, let me see."
         await is_free(client, on, who)
         assert len(server.wire.requests) == 2

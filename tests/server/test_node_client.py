@@ -11,6 +11,7 @@ from dayjob.models import ModelRequest
 from dayjob.models.scripted import Delay
 from tests.clients.nodejs import VERSIONS, node
 from tests.server.serving import serving
+from tests.server.wire_rules import BEGINNING, MESSAGE_EVENTS
 
 
 def reply(request: ModelRequest) -> Any:
@@ -29,17 +30,6 @@ def reply(request: ModelRequest) -> Any:
     return f"You said {last['content']}."
 
 
-MESSAGE_EVENTS = [
-    "thread.run.step.created",
-    "thread.run.step.in_progress",
-    "thread.message.created",
-    "thread.message.in_progress",
-    "thread.message.delta",
-    "thread.message.completed",
-    "thread.run.step.completed",
-    "thread.run.completed",
-]
-BEGINNING = ["thread.run.created", "thread.run.queued", "thread.run.in_progress"]
 CALL_EVENTS = [*MESSAGE_EVENTS[:2], "thread.run.step.delta", "thread.run.requires_action"]
 MESSAGE_HANDLERS = [
     *("runStepCreated", "messageCreated", "textCreated", "messageDelta", "textDelta"),

@@ -14,6 +14,7 @@ from openai import AssistantEventHandler, AsyncAssistantEventHandler
 from dayjob.models import ModelReply, ModelRequest, Usage
 from dayjob.models.scripted import Scripted
 from tests.server.serving import Serving, serving, strict_sync
+from tests.server.wire_rules import TEXT_RUN, once
 
 WEATHER: Any = {
     "type": "function",
@@ -22,20 +23,6 @@ WEATHER: Any = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
-TEXT_RUN = [
-    "thread.run.created",
-    "thread.run.queued",
-    "thread.run.in_progress",
-    "thread.run.step.created",
-    "thread.run.step.in_progress",
-    "thread.message.created",
-    "thread.message.in_progress",
-    "thread.message.delta",
-    "thread.message.completed",
-    "thread.run.step.completed",
-    "thread.run.completed",
-    "done",
-]
 CALL_RUN = [
     *TEXT_RUN[:5],
     "thread.run.step.delta",
@@ -67,11 +54,6 @@ async def frames(here: Serving, method: str, path: str, **how: Any) -> AsyncIter
             elif line:
                 name, _, value = line.partition(": ")
                 fields[name] = value
-
-
-def once(names: list[str]) -> list[str]:
-    """The names, with each row of equal ones as one."""
-    return [name for number, name in enumerate(names) if number == 0 or names[number - 1] != name]
 
 
 async def assistant(here: Serving, **wanted: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from dayjob.models import ModelReply, ModelRequest, ToolCall, Usage
@@ -12,6 +13,24 @@ Told = tuple[str, str, Any]
 """An event as it is on the wire: its id, its name, its data."""
 ENDS = ("requires_action", "completed", "incomplete", "failed", "cancelled", "expired")
 OPEN = ("created", "in_progress", "delta")
+BEGINNING = ["thread.run.created", "thread.run.queued", "thread.run.in_progress"]
+MESSAGE_EVENTS = [
+    "thread.run.step.created",
+    "thread.run.step.in_progress",
+    "thread.message.created",
+    "thread.message.in_progress",
+    "thread.message.delta",
+    "thread.message.completed",
+    "thread.run.step.completed",
+    "thread.run.completed",
+]
+TEXT_RUN = [*BEGINNING, *MESSAGE_EVENTS, "done"]
+"""The events of a run that says a message, and no more."""
+
+
+def once(names: Sequence[str]) -> list[str]:
+    """The names, each once where it stands several times in a row."""
+    return [name for name, _ in groupby(names)]
 
 
 def check(events: Sequence[Told], begun: Sequence[Told] = (), over: bool = True) -> None:
